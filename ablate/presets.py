@@ -1,0 +1,47 @@
+"""The scales at which a suite can run: everything that a suite leaves unsaid.
+
+Sizes follow GPT-2 and GPT-3 (arXiv:2005.14165, table 2.1) from 124m up; training length is 20 tokens per parameter
+(arXiv:2203.15556) but for `nano`, which answers in seconds on a CPU. Learning rates are per optimizer: AdamW's follow GPT-3's table
+downwards in size, Lion's are a fifth of them with five times the decay (arXiv:2302.06675, section 5), Adafactor's multiply each parameter's
+root mean square (arXiv:1804.04235, section 8).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def _scale(
+    *, dim: int, n_layers: int, n_heads: int, vocab: int, seq_len: int, sequences: int, micro: int, tokens: int,
+    lr: float, precision: str = "bf16", points: int = 20, evaluation: int = 2**20,
+) -> dict[str, Any]:  # fmt: skip
+    return {
+        "model": {
+            "dim": dim, "n_layers": n_layers, "n_heads": n_heads,
+            "attention": "mha", "activation": "gelu", "norm": "layernorm", "position": "learned",
+        },
+        "optimizer": {"adamw": {"lr": lr}, "lion": {"lr": lr / 5, "weight_decay": 0.5}, "adafactor": {"lr": 0.01}},
+        "lr_schedule": "cosine",
+        "batch": {"sequences": sequences, "micro_limit": micro},
+        "data": {"source": "stdlib", "tokenizer": {"bpe": {"vocab_size": vocab}}, "seq_len": seq_len},
+        "train": {"tokens": tokens, "precision": precision},
+        "evaluation": {"tokens": evaluation, "points": points},
+    }  # fmt: skip
+
+
+SCALES: dict[str, dict[str, Any]] = {
+    "nano": _scale(dim=64, n_layers=2, n_heads=4, vocab=1024, seq_len=128, sequences=8, micro=8, tokens=300_000,
+                   lr=3e-3, precision="fp32", points=5, evaluation=2**15),
+    "1m": _scale(dim=128, n_layers=4, n_heads=4, vocab=8192, seq_len=512, sequences=32, micro=32, tokens=60_000_000, lr=2e-3),
+    "10m": _scale(dim=384, n_layers=6, n_heads=6, vocab=8192, seq_len=512, sequences=32, micro=32, tokens=340_000_000, lr=1e-3),
+    "30m": _scale(dim=512, n_layers=10, n_heads=8, vocab=8192, seq_len=512, sequences=128, micro=32, tokens=800_000_000, lr=1e-3),
+    "124m": _scale(dim=768, n_layers=12, n_heads=12, vocab=50_257, seq_len=1024, sequences=256, micro=32,
+                   tokens=2_500_000_000, lr=6e-4),
+    "350m": _scale(dim=1024, n_layers=24, n_heads=16, vocab=50_257, seq_len=1024, sequences=512, micro=16,
+                   tokens=7_000_000_000, lr=3e-4),
+    "1b": _scale(dim=2048, n_layers=24, n_heads=16, vocab=50_257, seq_len=2048, sequences=512, micro=8,
+                 tokens=26_000_000_000, lr=2e-4),
+}  # fmt: skip
+"""Nested overrides by scale, in the words of a suite."""
+
+DEFAULT_SCALE = "nano"

@@ -1,0 +1,209 @@
+"""The schema of what the registry holds: one record per attempt at a trial, one per design of a suite.
+
+Standard library only, so that any program can read and write records. Units are in `METRICS`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import uuid
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args
+
+SCHEMA_VERSION = 1
+
+Status = Literal["finished", "diverged", "out_of_memory", "timeout", "crashed", "killed"]
+Purpose = Literal["primary", "verify", "speed", "check"]
+STATUSES: tuple[str, ...] = get_args(Status)
+PURPOSES: tuple[str, ...] = get_args(Purpose)
+RETRYABLE = ("out_of_memory", "timeout", "crashed", "killed")
+"""Failures that `--retry-failed` tries again; `finished` and `diverged` are final."""
+
+
+class RecordError(ValueError):
+    """A record that does not follow the schema; the message names the field."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """What a number means: its unit, which way is better, and what it measures."""
+
+    unit: str
+    better: Literal["lower", "higher", "none"]
+    doc: str
+    kind: Literal["quality", "speed", "memory", "size"] = "quality"
+
+
+METRICS: dict[str, Metric] = {
+    "val_loss": Metric("nats/token", "lower", "Mean cross-entropy over the fixed validation slice at the end of training."),
+    "val_loss_se": Metric("nats/token", "none", "Standard error of val_loss over the sequences of the validation slice."),
+    "val_bpb": Metric("bits/byte", "lower", "val_loss per byte of text: the one to compare across tokenizers."),
+    "train_loss": Metric("nats/token", "lower", "Mean training loss over the last twentieth of the steps."),
+    "unigram_entropy": Metric("nats/token", "none", "Entropy of the token frequencies of the validation slice."),
+    "entropy_rate": Metric("nats/token", "none", "Known entropy rate of the source, where there is one: no loss can be below it."),
+    "diverged_at_step": Metric("steps", "none", "The step whose loss was not finite."),
+    "tokens": Metric("tokens", "none", "Tokens trained on.", "size"),
+    "epochs": Metric("passes", "none", "Tokens trained on over tokens in the corpus.", "size"),
+    "parameters": Metric("parameters", "none", "Trainable parameters.", "size"),
+    "flops_per_token": Metric("FLOP/token", "none", "Forward and backward, attention in full.", "size"),
+    "kv_cache_bytes_per_token": Metric("bytes/token", "lower", "Key and value cache at inference, 2 bytes a number.", "size"),
+    "tokens_per_second": Metric("tokens/s", "higher", "Per device, steady state.", "speed"),
+    "step_time_ms": Metric("ms", "lower", "Median optimizer step, steady state.", "speed"),
+    "step_time_ms_p90": Metric("ms", "lower", "90th percentile of the optimizer step.", "speed"),
+    "mfu": Metric("share", "higher", "FLOP/s over the stated peak of the device.", "speed"),
+    "train_seconds": Metric("s", "lower", "Time in optimizer steps.", "speed"),
+    "total_seconds": Metric("s", "lower", "From the start of the trial to its record, waiting for the device excluded.", "speed"),
+    "peak_memory_gib": Metric("GiB", "lower", "Peak of memory allocated by tensors on the device.", "memory"),
+    "parameters_gib": Metric("GiB", "lower", "Parameters.", "memory"),
+    "gradients_gib": Metric("GiB", "lower", "Gradients.", "memory"),
+    "optimizer_state_gib": Metric("GiB", "lower", "Optimizer state.", "memory"),
+    "activations_gib": Metric("GiB", "lower", "The rest of the peak: activations, logits, workspace.", "memory"),
+}
+
+
+def new_record_id() -> str:
+    """A fresh id: 32 hexadecimal digits."""
+    return uuid.uuid4().hex
+
+
+def _check(condition: bool, what: str) -> None:
+    if not condition:
+        raise RecordError(what)
+
+
+class _Json:
+    """JSON both ways, strictly: unknown or missing fields and non-finite numbers raise `RecordError`."""
+
+    __slots__ = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)  # type: ignore[call-overload]
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), sort_keys=True, allow_nan=False, ensure_ascii=False)
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Any:
+        _check(isinstance(data, dict), f"{cls.__name__}: expected an object, not {type(data).__name__}")
+        known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+        extra = sorted(set(data) - known)
+        _check(not extra, f"{cls.__name__}: unknown field {', '.join(extra)}")
+        try:
+            return cls(**data)
+        except TypeError as error:
+            raise RecordError(f"{cls.__name__}: {error}") from None
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Any:
+        try:
+            return cls.from_dict(json.loads(text))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise RecordError(f"{cls.__name__}: not JSON: {error}") from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialRecord(_Json):
+    """One attempt at one trial, in one environment, for one purpose.
+
+    `trial_id` says what was trained (recipe, seed, corpus, code), `cell_id` the same without the seed,
+    `environment_id` on what, `record_id` which attempt. `recipe`, `environment` and `context` are plain JSON
+    objects; `metrics` maps names of `METRICS` (others are allowed) to finite numbers; `curves` maps a metric
+    to `[step, tokens, value]` points.
+    """
+
+    record_id: str
+    trial_id: str
+    cell_id: str
+    environment_id: str
+    purpose: str = "primary"
+    status: str
+    cause: str = ""
+    suite: str
+    scale: str
+    seed: int
+    recipe: dict[str, Any]
+    corpus_fingerprint: str
+    code_fingerprint: str
+    environment: dict[str, Any]
+    git_revision: str = ""
+    git_dirty: bool = False
+    ablate_version: str
+    started_at: str
+    finished_at: str
+    exclusive: bool
+    step_mode: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    curves: dict[str, list[list[float]]] = field(default_factory=dict)
+    context: dict[str, Any] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        for name in ("record_id", "trial_id", "cell_id", "environment_id", "suite", "scale", "corpus_fingerprint",
+                     "code_fingerprint", "ablate_version", "started_at", "finished_at"):  # fmt: skip
+            value = getattr(self, name)
+            _check(isinstance(value, str) and value != "", f"{name}: expected a non-empty string, not {value!r}")
+        _check(self.schema_version == SCHEMA_VERSION, f"schema_version: {self.schema_version!r} is not {SCHEMA_VERSION}")
+        _check(self.status in STATUSES, f"status: {self.status!r} is not one of {', '.join(STATUSES)}")
+        _check(self.purpose in PURPOSES, f"purpose: {self.purpose!r} is not one of {', '.join(PURPOSES)}")
+        _check(isinstance(self.seed, int) and not isinstance(self.seed, bool), f"seed: {self.seed!r} is not a whole number")
+        _check(isinstance(self.exclusive, bool), f"exclusive: {self.exclusive!r} is not true or false")
+        for name in ("recipe", "environment", "metrics", "curves", "context"):
+            _check(isinstance(getattr(self, name), dict), f"{name}: expected an object")
+        for name, value in self.metrics.items():
+            _check(_finite(value), f"metrics.{name}: {value!r} is not a finite number")
+        for name, points in self.curves.items():
+            _check(isinstance(points, list), f"curves.{name}: expected a list of points")
+            for point in points:
+                good = isinstance(point, (list, tuple)) and len(point) == 3 and all(map(_finite, point))
+                _check(good, f"curves.{name}: {point!r} is not [step, tokens, value]")
+
+    @property
+    def attempt_key(self) -> str:
+        """What makes a second attempt unnecessary: trial, environment and purpose."""
+        return attempt_key(self.trial_id, self.environment_id, self.purpose)
+
+
+def attempt_key(trial_id: str, environment_id: str, purpose: str = "primary") -> str:
+    """The key under which an attempt is locked and looked up."""
+    return f"{trial_id}-{environment_id}-{purpose}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DesignRecord(_Json):
+    """A suite as it was declared and expanded: enough to analyse its trials without the suite file.
+
+    `factors` maps a factor to its level labels in order; `baseline` maps each factor to one of them; each of `trials` is
+    `{"trial_id", "cell_id", "levels": {factor: label}, "seed"}`.
+    """
+
+    design_id: str
+    suite: str
+    scale: str
+    description: str = ""
+    kind: str
+    factors: dict[str, list[str]]
+    baseline: dict[str, str]
+    seeds: list[int]
+    match: str
+    margin: float | None = None
+    contrasts: list[dict[str, Any]] = field(default_factory=list)
+    trials: list[dict[str, Any]]
+    suite_text: str = ""
+    created_at: str
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        for name in ("design_id", "suite", "scale", "kind", "match", "created_at"):
+            value = getattr(self, name)
+            _check(isinstance(value, str) and value != "", f"{name}: expected a non-empty string, not {value!r}")
+        _check(self.schema_version == SCHEMA_VERSION, f"schema_version: {self.schema_version!r} is not {SCHEMA_VERSION}")
+        _check(isinstance(self.factors, dict) and isinstance(self.baseline, dict), "factors, baseline: expected objects")
+        _check(isinstance(self.trials, list), "trials: expected a list")
+        for trial in self.trials:
+            good = isinstance(trial, dict) and {"trial_id", "cell_id", "levels", "seed"} <= set(trial)
+            _check(good, f"trials: {trial!r} lacks trial_id, cell_id, levels or seed")
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
