@@ -1,0 +1,45 @@
+# Each target makes and fills .venv by itself. PYTHON=python3.12 make ... picks the interpreter.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: quickstart test fire lint format docs clean
+
+quickstart: .venv/train ## Run the quickstart suite and print its leaderboard
+	$(BIN)/ablate run quickstart
+	$(BIN)/ablate leaderboard quickstart
+
+test: .venv/dev ## Run the default tests
+	$(BIN)/python -m pytest -n auto
+
+fire: .venv/dev ## Run the tests that kill processes, start Ray repeatedly or build packages
+	$(BIN)/python -m pytest -m "fire or slow"
+
+lint: .venv/dev ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: .venv/dev ## Put the code into the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: .venv/dev ## Write the generated tables of the README
+	$(BIN)/python tests/readme.py
+
+clean: ## Remove .venv and what the tools leave behind
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
+
+.venv/pip: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("ablate needs Python 3.11 or newer; $(PYTHON) is " + sys.version.split()[0] + ": try make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/train: .venv/pip
+	$(INSTALL) -e '.[train]'
+	@touch $@
+
+.venv/dev: .venv/pip
+	$(INSTALL) -e '.[train,dev]'
+	@touch $@ .venv/train
