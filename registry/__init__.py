@@ -1,0 +1,33 @@
+"""The result registry: what was run, on what, and what came out. It needs neither ablate nor torch.
+
+Every name is imported when it is first used, so `import registry` is cheap.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .leaderboard import Leaderboard as Leaderboard
+    from .leaderboard import query as query
+    from .record import DesignRecord as DesignRecord
+    from .record import TrialRecord as TrialRecord
+    from .spool import Spool as Spool
+    from .store import Store as Store
+
+_HOMES = {
+    "Leaderboard": "leaderboard",
+    "query": "leaderboard",
+    "TrialRecord": "record",
+    "DesignRecord": "record",
+    "Store": "store",
+    "Spool": "spool",
+}
+__all__ = ["DesignRecord", "Leaderboard", "Spool", "Store", "TrialRecord", "query"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

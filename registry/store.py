@@ -1,0 +1,394 @@
+"""The truth: records in MLflow. The only importer of mlflow, and only where its API is needed.
+
+A local SQLite store is read through `sqlite_read`, which spares MLflow's import; writing, and any other store, goes through MLflow.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import socket
+import sqlite3
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from . import layout
+from .layout import COMPLETE, CURVES, ID, KIND, WRITER, Kind, TaggedRun
+from .locks import FileLock
+from .record import DesignRecord, TrialRecord
+from .spool import Spool
+from .sqlite_read import FastReader, open_fast
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
+
+
+class StoreError(ValueError):
+    """The store cannot be used as it is; the message says what to do."""
+
+
+class StoreUnavailable(StoreError):
+    """The store does not answer now; the same may work later."""
+
+
+class StoreWarning(UserWarning):
+    """Something that is kept elsewhere, or left for later, could not be written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What a reader that knows some runs has to take over: all run ids there are (None: not known), and the new runs."""
+
+    present: set[str] | None
+    new: list[TaggedRun]
+
+
+class Store:
+    """Records in the MLflow store at `uri`; made by `Store.open`."""
+
+    def __init__(self, home: Path, uri: str) -> None:
+        self.home = home
+        self.uri = uri
+        self.path = _sqlite_path(uri)
+        self._artifacts = True
+        folder, name = home / "locks", f"store-{hashlib.sha256(uri.encode()).hexdigest()[:16]}.lock"
+        self._lock = FileLock(self.path.with_name(f"{self.path.name}.lock") if self.path else folder / name)
+
+    @classmethod
+    def open(cls, home: Path, tracking_uri: str | None = None, *, create: bool = True) -> Store:
+        """The store at `tracking_uri`, else `MLFLOW_TRACKING_URI`, else `home/mlflow.db`.
+
+        With `create`, a SQLite database that is missing is made, and the one in `home` is migrated if it is from an older
+        MLflow, once, however many processes ask. Without, a missing database reads as empty.
+        """
+        own = f"sqlite:///{home.absolute() / 'mlflow.db'}"
+        store = cls(home.absolute(), tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or own)
+        if urlsplit(store.uri).scheme in ("", "file"):
+            raise StoreError(f"tracking store {store.uri}: MLflow no longer keeps runs in folders; use sqlite:///PATH or a server")
+        if create and store.path and not store._fast:
+            with store._lock:
+                store._create_or_migrate(store.path, ours=store.uri == own)
+            store.__dict__.pop("_fast", None)
+        return store
+
+    @property
+    def name(self) -> str:
+        """The URI without user and password."""
+        parts = urlsplit(self.uri)
+        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+    # Writing
+
+    def write_trial(self, record: TrialRecord, factors: dict[str, str] | None = None) -> str:
+        """Put `record` into the store unless it is there, and give its run id.
+
+        `factors` maps a factor to the label of its level; by default `record.context["levels"]`.
+        """
+        factors = {**record.context.get("levels", {})} if factors is None else factors
+        return self._write(
+            record.record_id,
+            layout.trial_tags(record),
+            suite=record.suite,
+            name=layout.run_name(record, factors),
+            params=layout.params(record, factors),
+            metrics=layout.metrics(record),
+            artifact=("record.json", record.to_json()),
+            span=(record.started_at, record.finished_at),
+            status={"finished": "FINISHED", "killed": "KILLED"}.get(record.status, "FAILED"),
+        )
+
+    def write_design(self, design: DesignRecord) -> str:
+        """Put `design` into the store unless it is there, and give its run id."""
+        return self._write(
+            design.design_id,
+            layout.design_tags(design),
+            suite=design.suite,
+            name=f"design · {design.scale} · {len(design.trials)} trials",
+            params={"kind": design.kind, "match": design.match},
+            metrics=[],
+            artifact=("design.json", design.to_json()),
+            span=(design.created_at, design.created_at),
+            status="FINISHED",
+        )
+
+    def ingest(self, spool: Spool) -> int:
+        """Take over what is spooled, and clear it; returns how many. Raises `StoreUnavailable`, leaving the rest spooled."""
+        count = 0
+        for record in spool.records():
+            try:
+                self.write_trial(record)
+            except StoreUnavailable:
+                raise
+            except Exception as error:
+                # One record that the store refuses must not hold up the others: it stays in the spool, where it counts as done.
+                warnings.warn(f"record {record.record_id} stays in the spool: {_one_line(error)}", StoreWarning, stacklevel=2)
+            else:
+                spool.clear(record.record_id)
+                count += 1
+        return count
+
+    # Reading
+
+    def trials(self) -> list[TrialRecord]:
+        """Every trial record, without curves."""
+        return list(layout.load(self.changes("trial").new, TrialRecord).records.values())
+
+    def designs(self) -> list[DesignRecord]:
+        """Every design, oldest first."""
+        found = layout.load(self.changes("design").new, DesignRecord).records.values()
+        return sorted(found, key=lambda design: (design.created_at, design.design_id))
+
+    def damaged(self) -> list[tuple[str, str]]:
+        """(run id, reason) of runs that were written by us and hold no record."""
+        trials = layout.load(self.changes("trial").new, TrialRecord).damaged
+        return trials + layout.load(self.changes("design").new, DesignRecord).damaged
+
+    def statuses(self, environment_id: str, purpose: str = "primary") -> dict[str, str]:
+        """Status by trial id: `finished` or `diverged` if any attempt ended so, else that of the latest attempt."""
+        if self._missing:
+            return {}
+        if self._fast:
+            return layout.merge_statuses(self._fast.attempts(environment_id, purpose))
+        wanted = {"ablate.environment_id": environment_id, "ablate.purpose": purpose}
+        tags = [run.data.tags for run in self._search("trial", **wanted)]
+        return layout.merge_statuses((t["ablate.trial_id"], t["ablate.status"], t["ablate.finished_at"]) for t in tags)
+
+    def curves(self, record_id: str) -> dict[str, list[list[float]]]:
+        """The curves of one record: metric to `[step, tokens, value]` points."""
+        return self.all_curves(record_id).get(record_id, {})
+
+    def all_curves(self, record_id: str | None = None) -> dict[str, dict[str, list[list[float]]]]:
+        """Curves by record id. Without the fast path this takes a request for each curve."""
+        points: dict[str, list[tuple[str, int, float]]] = {}
+        if self._missing:
+            return {}
+        if self._fast:
+            for found, key, step, value in self._fast.points(record_id):
+                points.setdefault(found, []).append((key, step, value))
+        else:
+            for run in self._search("trial", **({ID: record_id} if record_id else {})):
+                with self._answering():
+                    for key in filter(lambda key: key.startswith(CURVES), run.data.metrics):
+                        history = self._client.get_metric_history(run.info.run_id, key)
+                        points.setdefault(run.data.tags[ID], []).extend((key, m.step, m.value) for m in history)
+        return {found: layout.curves(some) for found, some in sorted(points.items())}
+
+    def changes(self, kind: Kind, known: set[str] | None = None, since: datetime | None = None) -> Changes:
+        """The complete runs that are not `known`. With `since`, a store that cannot list run ids cheaply is only asked for
+        what was written from the day before on (clocks differ); `present` is then None."""
+        known = known or set()
+        if self._missing:
+            return Changes(set(), [])
+        if self._fast:
+            present = set(self._fast.run_ids(kind))
+            return Changes(present, self._fast.runs(sorted(present - known)))
+        days: list[str | None] = [None]
+        if since:
+            first, last = since.date() - timedelta(days=1), datetime.now(UTC).date() + timedelta(days=1)
+            days = [str(first + timedelta(days=n)) for n in range((last - first).days + 1)]
+        found = [run for day in days for run in self._search(kind, **({COMPLETE: day} if day else {}))]
+        new = [TaggedRun(run.info.run_id, run.data.tags) for run in found if run.info.run_id not in known]
+        return Changes(None if since else {run.info.run_id for run in found}, new)
+
+    @property
+    def _missing(self) -> bool:
+        return self.path is not None and not self.path.exists()
+
+    @cached_property
+    def _fast(self) -> FastReader | None:
+        return open_fast(self.path) if self.path and self.path.exists() else None
+
+    # MLflow
+
+    @cached_property
+    def _client(self) -> MlflowClient:
+        _import_quietly()
+        from mlflow.tracking import MlflowClient
+
+        return MlflowClient(tracking_uri=self.uri)
+
+    def _search(self, kind: Kind | None, *, complete: bool = True, **tags: str) -> Iterator[Run]:
+        wanted = {KIND: kind} | tags if kind else tags
+        conditions = [f"tags.`{name}` = '{value}'" for name, value in wanted.items()]
+        if complete and COMPLETE not in tags:
+            conditions.append(f"tags.`{COMPLETE}` LIKE '%'")
+        with self._answering():
+            experiments = self._pages(self._client.search_experiments)
+            ids = [experiment.experiment_id for experiment in experiments]
+            yield from self._pages(self._client.search_runs, ids, " AND ".join(conditions)) if ids else ()
+
+    @staticmethod
+    def _pages(search: Any, *args: Any) -> Iterator[Any]:
+        token = None
+        while True:
+            page = search(*args, max_results=1000, page_token=token)
+            yield from page
+            if not (token := page.token):
+                return
+
+    def _write(
+        self,
+        record_id: str,
+        tags: dict[str, str],
+        *,
+        suite: str,
+        name: str,
+        params: dict[str, str],
+        metrics: list[tuple[str, float, int]],
+        artifact: tuple[str, str],
+        span: tuple[str, str],
+        status: str,
+    ) -> str:
+        writer = socket.gethostname()
+        start, end = map(layout.milliseconds, span)
+        with self._lock, self._answering():
+            for run in list(self._search(None, complete=False, **{ID: record_id})):
+                if COMPLETE in run.data.tags:
+                    if run.info.status == "RUNNING":
+                        self._client.set_terminated(run.info.run_id, status, end)
+                    return run.info.run_id
+                if run.data.tags.get(WRITER) == writer:
+                    self._client.delete_run(run.info.run_id)
+            experiment = self._experiment(suite)
+            run = self._client.create_run(experiment, start_time=start, run_name=name, tags=tags | {WRITER: writer})
+            self._log(run.info.run_id, params, metrics, end)
+            self._attach(run, *artifact)
+            self._client.set_tag(run.info.run_id, COMPLETE, str(datetime.now(UTC).date()))
+            self._client.set_terminated(run.info.run_id, status, end)
+            return run.info.run_id if self.path else self._smallest(record_id)
+
+    def _log(self, run_id: str, params: dict[str, str], metrics: list[tuple[str, float, int]], timestamp: int) -> None:
+        from mlflow.entities import Metric, Param
+
+        pairs = [Param(key, value) for key, value in params.items()]
+        points = [Metric(key, value, timestamp, step) for key, value, step in metrics]
+        for first in range(0, max(len(pairs), 1), 100):
+            self._client.log_batch(run_id, params=pairs[first : first + 100])
+        for first in range(0, len(points), 1000):
+            self._client.log_batch(run_id, metrics=points[first : first + 1000])
+
+    def _attach(self, run: Run, file_name: str, text: str) -> None:
+        """The artifact is for a person in MLflow's UI; nothing of ours reads it."""
+        root = urlsplit(run.info.artifact_uri)
+        here = root.scheme in ("", "file")
+        if not self._artifacts or here and self.path is None or here and not Path(unquote(root.path)).parents[2].is_dir():
+            return  # a folder of another machine
+        try:
+            self._client.log_text(run.info.run_id, text, file_name)
+        except Exception as error:  # artifact stores raise what their libraries raise
+            self._artifacts = False
+            warnings.warn(f"{self.name}: artifacts cannot be written ({_one_line(error)})", StoreWarning, stacklevel=4)
+
+    def _smallest(self, record_id: str) -> str:
+        """Machines share no lock: of the complete runs of one record all of them keep the same one."""
+        first, *others = sorted(run.info.run_id for run in self._search(None, **{ID: record_id}))
+        for run_id in others:
+            self._client.delete_run(run_id)
+        return first
+
+    def _experiment(self, suite: str) -> str:
+        """The experiment named after the suite (or `MLFLOW_EXPERIMENT_NAME`); one that was deleted is left deleted."""
+        wanted = name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or suite
+        number = 1
+        while experiment := self._client.get_experiment_by_name(name):
+            if experiment.lifecycle_stage == "active":
+                return experiment.experiment_id
+            number += 1
+            name = f"{wanted} ({number})"
+        server = urlsplit(self.uri).scheme in ("http", "https", "databricks")
+        if not server:
+            (self.home / "artifacts").mkdir(parents=True, exist_ok=True)
+        return self._client.create_experiment(name, None if server else f"{(self.home / 'artifacts').as_uri()}/{_slug(name)}")
+
+    def _create_or_migrate(self, path: Path, *, ours: bool) -> None:
+        """A database appears whole or not at all: MLflow takes two seconds to make one, and half of one breaks it for good."""
+        if open_fast(path):
+            return  # another process was first
+        _import_quietly()
+        from mlflow.store.db import utils
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f"{path.name}.new")
+            temporary.unlink(missing_ok=True)
+            made = SqlAlchemyStore(f"sqlite:///{temporary}", (self.home / "artifacts").as_uri())
+            made.engine.dispose()
+            os.replace(temporary, path)
+            return
+        try:
+            engine = utils.create_sqlalchemy_engine_with_retry(self.uri)
+            if ours and utils._get_schema_version(engine) != utils._get_latest_schema_revision():
+                shutil.copy2(path, path.with_name(f"{path.name}.before-migration"))
+                utils._upgrade_db(engine)
+            engine.dispose()
+        except Exception as error:
+            raise StoreError(f"{path}: not a database that this MLflow can use ({_one_line(error)})") from None
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Turn "no answer" into `StoreUnavailable`."""
+        _import_quietly()
+        from mlflow.exceptions import MlflowException
+
+        try:
+            yield
+        except (MlflowException, sqlite3.OperationalError) as error:
+            text = _one_line(error)
+            server = urlsplit(self.uri).scheme in ("http", "https")
+            if server and "API request to" in text or "OperationalError" in text or "TEMPORARILY_UNAVAILABLE" in text:
+                reason = _why(error)
+                advice = "start it, or set MLFLOW_TRACKING_URI" if server else "is its folder writable?"
+                raise StoreUnavailable(f"tracking store {self.name} does not answer ({reason}): {advice}") from None
+            raise
+
+
+def _sqlite_path(uri: str) -> Path | None:
+    return Path(uri.removeprefix("sqlite:///").partition("?")[0]).absolute() if uri.startswith("sqlite:///") else None
+
+
+def _import_quietly() -> None:
+    """Import MLflow with its messages, telemetry and minutes of retries off, unless the user has asked for them."""
+    for name, value in {
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+        "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    }.items():
+        os.environ.setdefault(name, value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import mlflow.store.tracking.sqlalchemy_store
+        import mlflow.tracking  # noqa: F401
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _why(error: BaseException) -> str:
+    """The innermost cause, which names no URL and so no password."""
+    cause: BaseException = error
+    while cause.__cause__ or cause.__context__:
+        cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
+    if cause is error:
+        return _one_line(error).rpartition("failed with ")[2][:120]
+    return getattr(cause, "strerror", None) or type(cause).__name__
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)

@@ -1,0 +1,118 @@
+"""Records as the engine writes them, for the tests of everything that reads records."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from registry.record import DesignRecord, TrialRecord
+
+ENVIRONMENT = "env-cpu"
+
+
+def _id(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def recipe(attention: str = "mha", norm: str = "layernorm", **settings: Any) -> dict[str, Any]:
+    """A resolved recipe, with variant choices spelled as `{name: options}`."""
+    options = {"gqa": {"n_kv_heads": 2}}.get(attention, {})
+    model = {"dim": 64, "n_layers": 2, "n_heads": 4, "attention": {attention: options}, "norm": {norm: {"eps": 1e-5}}}
+    return {
+        "model": model,
+        "optimizer": {"adamw": {"lr": 1e-3, "weight_decay": 0.1}},
+        "lr_schedule": {"cosine": {"warmup": 0.02}},
+        "batch_tokens": 4096,
+        "data": {"sources": [{"name": "stdlib", "weight": 1.0}], "seq_len": 128},
+        **settings,
+    }
+
+
+def cell_id(levels: dict[str, str], corpus: str = "corpus-a") -> str:
+    return _id("cell", sorted(levels.items()), corpus)
+
+
+def trial_id(levels: dict[str, str], seed: int, corpus: str = "corpus-a") -> str:
+    return _id("trial", sorted(levels.items()), corpus, seed)
+
+
+def record(
+    levels: dict[str, str] | None = None,
+    seed: int = 0,
+    *,
+    loss: float = 3.0,
+    attempt: int = 0,
+    curve: int = 5,
+    corpus: str = "corpus-a",
+    metrics: dict[str, float] | None = None,
+    **fields: Any,
+) -> TrialRecord:
+    """A finished attempt of the cell with these levels; `fields` replaces any field of the record."""
+    levels = levels or {"model.attention": "mha"}
+    environment_id = fields.get("environment_id", ENVIRONMENT)
+    purpose = fields.get("purpose", "primary")
+    status = fields.get("status", "finished")
+    numbers = {"tokens": 81920, "parameters": 123456}
+    if status == "finished":
+        numbers |= {"val_loss": loss, "val_bpb": loss / 2.5, "tokens_per_second": 1e4 + seed, "peak_memory_gib": 0.25}
+    base: dict[str, Any] = {
+        "record_id": _id("record", sorted(levels.items()), seed, corpus, environment_id, purpose, attempt) * 2,
+        "trial_id": trial_id(levels, seed, corpus),
+        "cell_id": cell_id(levels, corpus),
+        "environment_id": environment_id,
+        "status": status,
+        "suite": "attention",
+        "scale": "nano",
+        "seed": seed,
+        "recipe": recipe(levels.get("model.attention", "mha"), levels.get("norm", "layernorm")),
+        "corpus_fingerprint": corpus,
+        "code_fingerprint": "code-1",
+        "environment": {"device": "cpu", "torch": "2.13.0", "threads": 1},
+        "git_revision": "0123456789abcdef",
+        "ablate_version": "0.1.0",
+        "started_at": f"2026-01-02T03:{seed % 60:02d}:{attempt:02d}+00:00",
+        "finished_at": f"2026-01-02T04:{seed % 60:02d}:{attempt:02d}+00:00",
+        "exclusive": True,
+        "metrics": numbers | (metrics or {}),
+        "curves": {"train_loss": [[i, i * 4096, loss + 1 / (i + 1)] for i in range(curve)]} if curve else {},
+        "context": {"levels": levels},
+    }
+    return TrialRecord(**(base | fields))
+
+
+def design(
+    cells: list[dict[str, str]],
+    seeds: int | list[int] = 2,
+    *,
+    suite: str = "attention",
+    scale: str = "nano",
+    corpus: str = "corpus-a",
+    created_at: str = "2026-01-02T03:00:00+00:00",
+    **fields: Any,
+) -> DesignRecord:
+    """The design with these cells (each a mapping of factor to label), the first one the baseline."""
+    numbers = list(range(seeds)) if isinstance(seeds, int) else seeds
+    factors = {name: list(dict.fromkeys(levels[name] for levels in cells)) for name in cells[0]}
+    base: dict[str, Any] = {
+        "design_id": _id("design", suite, scale, cells, numbers, corpus, created_at) * 2,
+        "suite": suite,
+        "scale": scale,
+        "kind": "full",
+        "factors": factors,
+        "baseline": cells[0],
+        "seeds": numbers,
+        "match": "tokens",
+        "margin": 0.005,
+        "trials": [
+            {
+                "trial_id": trial_id(levels, seed, corpus),
+                "cell_id": cell_id(levels, corpus),
+                "levels": levels,
+                "seed": seed,
+            }
+            for levels in cells
+            for seed in numbers
+        ],
+        "created_at": created_at,
+    }
+    return DesignRecord(**(base | fields))
