@@ -1,7 +1,8 @@
 """How a record lies in an MLflow run: its tags, params and metrics. Standard library only.
 
-Everything but the curves is in tags, as JSON, so that reading back takes no request per run and no artifact. A run is complete
-once it has the tag `ablate.complete`, whose value is the UTC day of writing (for "what is new since", which MLflow cannot search).
+Everything but the curves is in tags, as JSON, so that reading back takes no request per run and no artifact. A run is
+complete once it has the tag `ablate.complete`, whose value is the UTC day of writing (for "what is new since", which
+MLflow cannot search).
 """
 
 from __future__ import annotations
@@ -46,10 +47,24 @@ def trial_tags(record: TrialRecord) -> dict[str, str]:
     """The tags of a trial's run, except `ablate.complete`."""
     identity = {
         name: str(getattr(record, name))
-        for name in ("record_id", "trial_id", "cell_id", "environment_id", "purpose", "status", "suite", "scale", "finished_at")
+        for name in (
+            "record_id",
+            "trial_id",
+            "cell_id",
+            "environment_id",
+            "purpose",
+            "status",
+            "suite",
+            "scale",
+            "finished_at",
+        )
     }
     tags = {f"ablate.{name}": value for name, value in identity.items()}
-    tags |= {"ablate.exclusive": str(record.exclusive).lower(), "ablate.schema": str(record.schema_version), KIND: "trial"}
+    tags |= {
+        "ablate.exclusive": str(record.exclusive).lower(),
+        "ablate.schema": str(record.schema_version),
+        KIND: "trial",
+    }
     bare = {name: value for name, value in record.to_dict().items() if name != "curves"}
     return tags | _chunks(json.dumps(bare, sort_keys=True, allow_nan=False, ensure_ascii=False, separators=(",", ":")))
 
@@ -76,7 +91,7 @@ def load(runs: Iterable[TaggedRun], record_type: type[R]) -> Loaded[R]:
     for run in sorted(runs, key=lambda run: run.run_id):
         try:
             count = int(run.tags.get(CHUNKS, ""))
-            record = record_type.from_json("".join(run.tags[name] for name in chunk_names(count)))
+            record: R = record_type.from_json("".join(run.tags[name] for name in chunk_names(count)))
         except RecordError as error:
             loaded.damaged.append((run.run_id, str(error)))
         except (KeyError, ValueError):
@@ -101,8 +116,9 @@ def merge_statuses(attempts: Iterable[tuple[str, str, str]]) -> dict[str, str]:
 def flatten(recipe: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any, dict[str, Any] | None]]:
     """Walk a recipe down to `(dotted path, value, options)`.
 
-    A choice of a variant, `{"gqa": {"n_kv_heads": 2}}` at `model.attention`, gives `("model.attention", "gqa", {"n_kv_heads": 2})`
-    and then its options, without the variant's name: `("model.attention.n_kv_heads", 2, None)`. Lists are values.
+    A choice of a variant, `{"gqa": {"n_kv_heads": 2}}` at `model.attention`, gives `("model.attention", "gqa",
+    {"n_kv_heads": 2})` and then its options, without the variant's name: `("model.attention.n_kv_heads", 2, None)`.
+    Lists are values.
     """
     for name, value in recipe.items():
         here = f"{path}{name}"
@@ -117,7 +133,9 @@ def flatten(recipe: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any, 
 
 def params(record: TrialRecord, factors: dict[str, str]) -> dict[str, str]:
     """What MLflow shows as params: each setting of the recipe, with the design's labels for its factors."""
-    settings = {path: value if isinstance(value, str) else json.dumps(value) for path, value, _ in flatten(record.recipe)}
+    settings = {
+        path: value if isinstance(value, str) else json.dumps(value) for path, value, _ in flatten(record.recipe)
+    }
     return {_key(path): value[:6000] for path, value in (settings | factors).items() if value != ""}
 
 

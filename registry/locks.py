@@ -1,7 +1,8 @@
 """Locks between processes, freed by the kernel when their holder dies.
 
-`fcntl.lockf` belongs to a process and is dropped when *any* descriptor of the file is closed in it. So a lock file is opened
-nowhere but here, once at a time in a process, and says nothing itself: what belongs to it is kept in a file beside it.
+`fcntl.lockf` belongs to a process and is dropped when *any* descriptor of the file is closed in it. So a lock file is
+opened nowhere but here, once at a time in a process, and says nothing itself: what belongs to it is kept in a file
+beside it.
 """
 
 from __future__ import annotations
@@ -98,12 +99,12 @@ class FileLock:
 class TrialLock(FileLock):
     """Held while a trial is trained, with a counter of the attempts that were finished under it.
 
-    A driver reads `finished()` *before* it lists what is done. A worker that then gets the lock and finds the counter moved
-    knows that somebody finished the trial in between, and must not train it again.
+    A driver reads `finished()` *before* it lists what is done. A worker that then gets the lock and finds the counter
+    moved knows that somebody finished the trial in between, and must not train it again.
     """
 
     def __init__(self, home: Path, attempt_key: str) -> None:
-        assert "/" not in attempt_key and not attempt_key.startswith("."), attempt_key
+        assert "/" not in attempt_key, attempt_key
         super().__init__(home / "locks" / f"{attempt_key}.lock")
         self._counter = self.path.with_suffix(".count")
 

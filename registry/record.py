@@ -36,24 +36,39 @@ class Metric:
 
 
 METRICS: dict[str, Metric] = {
-    "val_loss": Metric("nats/token", "lower", "Mean cross-entropy over the fixed validation slice at the end of training."),
-    "val_loss_se": Metric("nats/token", "none", "Standard error of val_loss over the sequences of the validation slice."),
+    "val_loss": Metric(
+        "nats/token", "lower", "Mean cross-entropy over the fixed validation slice at the end of training."
+    ),
+    "val_loss_se": Metric(
+        "nats/token", "none", "Standard error of val_loss over the sequences of the validation slice."
+    ),
     "val_bpb": Metric("bits/byte", "lower", "val_loss per byte of text: the one to compare across tokenizers."),
     "train_loss": Metric("nats/token", "lower", "Mean training loss over the last twentieth of the steps."),
     "unigram_entropy": Metric("nats/token", "none", "Entropy of the token frequencies of the validation slice."),
-    "entropy_rate": Metric("nats/token", "none", "Known entropy rate of the source, where there is one: no loss can be below it."),
+    "entropy_rate": Metric(
+        "nats/token", "none", "Known entropy rate of the source, where there is one: no loss can be below it."
+    ),
+    "loss_floor": Metric(
+        "nats/token",
+        "none",
+        "Cross-entropy of the known source itself on the validation slice: no loss should be below it.",
+    ),
     "diverged_at_step": Metric("steps", "none", "The step whose loss was not finite."),
     "tokens": Metric("tokens", "none", "Tokens trained on.", "size"),
     "epochs": Metric("passes", "none", "Tokens trained on over tokens in the corpus.", "size"),
     "parameters": Metric("parameters", "none", "Trainable parameters.", "size"),
     "flops_per_token": Metric("FLOP/token", "none", "Forward and backward, attention in full.", "size"),
-    "kv_cache_bytes_per_token": Metric("bytes/token", "lower", "Key and value cache at inference, 2 bytes a number.", "size"),
+    "kv_cache_bytes_per_token": Metric(
+        "bytes/token", "lower", "Key and value cache at inference, 2 bytes a number.", "size"
+    ),
     "tokens_per_second": Metric("tokens/s", "higher", "Per device, steady state.", "speed"),
     "step_time_ms": Metric("ms", "lower", "Median optimizer step, steady state.", "speed"),
     "step_time_ms_p90": Metric("ms", "lower", "90th percentile of the optimizer step.", "speed"),
     "mfu": Metric("share", "higher", "FLOP/s over the stated peak of the device.", "speed"),
     "train_seconds": Metric("s", "lower", "Time in optimizer steps.", "speed"),
-    "total_seconds": Metric("s", "lower", "From the start of the trial to its record, waiting for the device excluded.", "speed"),
+    "total_seconds": Metric(
+        "s", "lower", "From the start of the trial to its record, waiting for the device excluded.", "speed"
+    ),
     "peak_memory_gib": Metric("GiB", "lower", "Peak of memory allocated by tensors on the device.", "memory"),
     "parameters_gib": Metric("GiB", "lower", "Parameters.", "memory"),
     "gradients_gib": Metric("GiB", "lower", "Gradients.", "memory"),
@@ -143,10 +158,14 @@ class TrialRecord(_Json):
                      "code_fingerprint", "ablate_version", "started_at", "finished_at"):  # fmt: skip
             value = getattr(self, name)
             _check(isinstance(value, str) and value != "", f"{name}: expected a non-empty string, not {value!r}")
-        _check(self.schema_version == SCHEMA_VERSION, f"schema_version: {self.schema_version!r} is not {SCHEMA_VERSION}")
+        _check(
+            self.schema_version == SCHEMA_VERSION, f"schema_version: {self.schema_version!r} is not {SCHEMA_VERSION}"
+        )
         _check(self.status in STATUSES, f"status: {self.status!r} is not one of {', '.join(STATUSES)}")
         _check(self.purpose in PURPOSES, f"purpose: {self.purpose!r} is not one of {', '.join(PURPOSES)}")
-        _check(isinstance(self.seed, int) and not isinstance(self.seed, bool), f"seed: {self.seed!r} is not a whole number")
+        _check(
+            isinstance(self.seed, int) and not isinstance(self.seed, bool), f"seed: {self.seed!r} is not a whole number"
+        )
         _check(isinstance(self.exclusive, bool), f"exclusive: {self.exclusive!r} is not true or false")
         for name in ("recipe", "environment", "metrics", "curves", "context"):
             _check(isinstance(getattr(self, name), dict), f"{name}: expected an object")
@@ -197,8 +216,12 @@ class DesignRecord(_Json):
         for name in ("design_id", "suite", "scale", "kind", "match", "created_at"):
             value = getattr(self, name)
             _check(isinstance(value, str) and value != "", f"{name}: expected a non-empty string, not {value!r}")
-        _check(self.schema_version == SCHEMA_VERSION, f"schema_version: {self.schema_version!r} is not {SCHEMA_VERSION}")
-        _check(isinstance(self.factors, dict) and isinstance(self.baseline, dict), "factors, baseline: expected objects")
+        _check(
+            self.schema_version == SCHEMA_VERSION, f"schema_version: {self.schema_version!r} is not {SCHEMA_VERSION}"
+        )
+        _check(
+            isinstance(self.factors, dict) and isinstance(self.baseline, dict), "factors, baseline: expected objects"
+        )
         _check(isinstance(self.trials, list), "trials: expected a list")
         for trial in self.trials:
             good = isinstance(trial, dict) and {"trial_id", "cell_id", "levels", "seed"} <= set(trial)

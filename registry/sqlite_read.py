@@ -1,7 +1,7 @@
 """Read a local MLflow database without importing MLflow, which takes two seconds. Standard library only.
 
-Four tables of its schema are all that is used, and they are looked at before they are trusted: where they are not as expected,
-`open_fast` gives None and MLflow's own API reads instead. Both give the same.
+Four tables of its schema are all that is used, and they are looked at before they are trusted: where they are not as
+expected, `open_fast` gives None and MLflow's own API reads instead. Both give the same.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ class FastReader:
             for names in _batches([CHUNKS, *chunk_names(count or 1)], 100):
                 for some in _batches(run_ids, 400):
                     marks = ", ".join("?" * len(names)), ", ".join("?" * len(some))
-                    sql = f"SELECT run_uuid, key, value FROM tags WHERE key IN ({marks[0]}) AND run_uuid IN ({marks[1]})"
+                    sql = (
+                        f"SELECT run_uuid, key, value FROM tags WHERE key IN ({marks[0]}) AND run_uuid IN ({marks[1]})"
+                    )
                     for run_id, key, value in database.execute(sql, [*names, *some]):
                         tags[run_id][key] = value
         return [TaggedRun(run_id, found) for run_id, found in tags.items()]

@@ -1,6 +1,7 @@
 """The truth: records in MLflow. The only importer of mlflow, and only where its API is needed.
 
-A local SQLite store is read through `sqlite_read`, which spares MLflow's import; writing, and any other store, goes through MLflow.
+A local SQLite store is read through `sqlite_read`, which spares MLflow's import; writing, and any other store, goes
+through MLflow.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class StoreWarning(UserWarning):
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What a reader that knows some runs has to take over: all run ids there are (None: not known), and the new runs."""
+    """What a reader that knows some runs has to take over: all run ids there are (None: not known), and the new
+    runs."""
 
     present: set[str] | None
     new: list[TaggedRun]
@@ -68,13 +70,15 @@ class Store:
     def open(cls, home: Path, tracking_uri: str | None = None, *, create: bool = True) -> Store:
         """The store at `tracking_uri`, else `MLFLOW_TRACKING_URI`, else `home/mlflow.db`.
 
-        With `create`, a SQLite database that is missing is made, and the one in `home` is migrated if it is from an older
-        MLflow, once, however many processes ask. Without, a missing database reads as empty.
+        With `create`, a SQLite database that is missing is made, and the one in `home` is migrated if it is from an
+        older MLflow, once, however many processes ask. Without, a missing database reads as empty.
         """
         own = f"sqlite:///{home.absolute() / 'mlflow.db'}"
         store = cls(home.absolute(), tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or own)
         if urlsplit(store.uri).scheme in ("", "file"):
-            raise StoreError(f"tracking store {store.uri}: MLflow no longer keeps runs in folders; use sqlite:///PATH or a server")
+            raise StoreError(
+                f"tracking store {store.uri}: MLflow no longer keeps runs in folders; use sqlite:///PATH or a server"
+            )
         if create and store.path and not store._fast:
             with store._lock:
                 store._create_or_migrate(store.path, ours=store.uri == own)
@@ -122,7 +126,8 @@ class Store:
         )
 
     def ingest(self, spool: Spool) -> int:
-        """Take over what is spooled, and clear it; returns how many. Raises `StoreUnavailable`, leaving the rest spooled."""
+        """Take over what is spooled, and clear it; returns how many. Raises `StoreUnavailable`, leaving the rest
+        spooled."""
         count = 0
         for record in spool.records():
             try:
@@ -130,8 +135,11 @@ class Store:
             except StoreUnavailable:
                 raise
             except Exception as error:
-                # One record that the store refuses must not hold up the others: it stays in the spool, where it counts as done.
-                warnings.warn(f"record {record.record_id} stays in the spool: {_one_line(error)}", StoreWarning, stacklevel=2)
+                # One record that the store refuses must not hold up the others: it stays in the spool, where it
+                # counts as done.
+                warnings.warn(
+                    f"record {record.record_id} stays in the spool: {_one_line(error)}", StoreWarning, stacklevel=2
+                )
             else:
                 spool.clear(record.record_id)
                 count += 1
@@ -160,7 +168,7 @@ class Store:
         if self._fast:
             return layout.merge_statuses(self._fast.attempts(environment_id, purpose))
         wanted = {"ablate.environment_id": environment_id, "ablate.purpose": purpose}
-        tags = [run.data.tags for run in self._search("trial", **wanted)]
+        tags = [run.data.tags for run in self._search("trial", wanted)]
         return layout.merge_statuses((t["ablate.trial_id"], t["ablate.status"], t["ablate.finished_at"]) for t in tags)
 
     def curves(self, record_id: str) -> dict[str, list[list[float]]]:
@@ -176,7 +184,7 @@ class Store:
             for found, key, step, value in self._fast.points(record_id):
                 points.setdefault(found, []).append((key, step, value))
         else:
-            for run in self._search("trial", **({ID: record_id} if record_id else {})):
+            for run in self._search("trial", {ID: record_id} if record_id else {}):
                 with self._answering():
                     for key in filter(lambda key: key.startswith(CURVES), run.data.metrics):
                         history = self._client.get_metric_history(run.info.run_id, key)
@@ -184,8 +192,8 @@ class Store:
         return {found: layout.curves(some) for found, some in sorted(points.items())}
 
     def changes(self, kind: Kind, known: set[str] | None = None, since: datetime | None = None) -> Changes:
-        """The complete runs that are not `known`. With `since`, a store that cannot list run ids cheaply is only asked for
-        what was written from the day before on (clocks differ); `present` is then None."""
+        """The complete runs that are not `known`. With `since`, a store that cannot list run ids cheaply is only
+        asked for what was written from the day before on (clocks differ); `present` is then None."""
         known = known or set()
         if self._missing:
             return Changes(set(), [])
@@ -196,7 +204,7 @@ class Store:
         if since:
             first, last = since.date() - timedelta(days=1), datetime.now(UTC).date() + timedelta(days=1)
             days = [str(first + timedelta(days=n)) for n in range((last - first).days + 1)]
-        found = [run for day in days for run in self._search(kind, **({COMPLETE: day} if day else {}))]
+        found = [run for day in days for run in self._search(kind, {COMPLETE: day} if day else {})]
         new = [TaggedRun(run.info.run_id, run.data.tags) for run in found if run.info.run_id not in known]
         return Changes(None if since else {run.info.run_id for run in found}, new)
 
@@ -217,7 +225,7 @@ class Store:
 
         return MlflowClient(tracking_uri=self.uri)
 
-    def _search(self, kind: Kind | None, *, complete: bool = True, **tags: str) -> Iterator[Run]:
+    def _search(self, kind: Kind | None, tags: dict[str, str], *, complete: bool = True) -> Iterator[Run]:
         wanted = {KIND: kind} | tags if kind else tags
         conditions = [f"tags.`{name}` = '{value}'" for name, value in wanted.items()]
         if complete and COMPLETE not in tags:
@@ -252,7 +260,7 @@ class Store:
         writer = socket.gethostname()
         start, end = map(layout.milliseconds, span)
         with self._lock, self._answering():
-            for run in list(self._search(None, complete=False, **{ID: record_id})):
+            for run in list(self._search(None, {ID: record_id}, complete=False)):
                 if COMPLETE in run.data.tags:
                     if run.info.status == "RUNNING":
                         self._client.set_terminated(run.info.run_id, status, end)
@@ -280,9 +288,12 @@ class Store:
     def _attach(self, run: Run, file_name: str, text: str) -> None:
         """The artifact is for a person in MLflow's UI; nothing of ours reads it."""
         root = urlsplit(run.info.artifact_uri)
-        here = root.scheme in ("", "file")
-        if not self._artifacts or here and self.path is None or here and not Path(unquote(root.path)).parents[2].is_dir():
-            return  # a folder of another machine
+        if root.scheme in ("", "file"):
+            ours = self.path is not None and Path(unquote(root.path)).parents[2].is_dir()
+        else:
+            ours = True
+        if not ours or not self._artifacts:
+            return  # a folder of another machine, or one that has refused
         try:
             self._client.log_text(run.info.run_id, text, file_name)
         except Exception as error:  # artifact stores raise what their libraries raise
@@ -291,7 +302,7 @@ class Store:
 
     def _smallest(self, record_id: str) -> str:
         """Machines share no lock: of the complete runs of one record all of them keep the same one."""
-        first, *others = sorted(run.info.run_id for run in self._search(None, **{ID: record_id}))
+        first, *others = sorted(run.info.run_id for run in self._search(None, {ID: record_id}))
         for run_id in others:
             self._client.delete_run(run_id)
         return first
@@ -308,10 +319,13 @@ class Store:
         server = urlsplit(self.uri).scheme in ("http", "https", "databricks")
         if not server:
             (self.home / "artifacts").mkdir(parents=True, exist_ok=True)
-        return self._client.create_experiment(name, None if server else f"{(self.home / 'artifacts').as_uri()}/{_slug(name)}")
+        return self._client.create_experiment(
+            name, None if server else f"{(self.home / 'artifacts').as_uri()}/{_slug(name)}"
+        )
 
     def _create_or_migrate(self, path: Path, *, ours: bool) -> None:
-        """A database appears whole or not at all: MLflow takes two seconds to make one, and half of one breaks it for good."""
+        """A database appears whole or not at all: MLflow takes two seconds to make one, and half of one breaks it for
+        good."""
         if open_fast(path):
             return  # another process was first
         _import_quietly()
@@ -346,7 +360,7 @@ class Store:
         except (MlflowException, sqlite3.OperationalError) as error:
             text = _one_line(error)
             server = urlsplit(self.uri).scheme in ("http", "https")
-            if server and "API request to" in text or "OperationalError" in text or "TEMPORARILY_UNAVAILABLE" in text:
+            if (server and "API request to" in text) or "OperationalError" in text or "TEMPORARILY_UNAVAILABLE" in text:
                 reason = _why(error)
                 advice = "start it, or set MLFLOW_TRACKING_URI" if server else "is its folder writable?"
                 raise StoreUnavailable(f"tracking store {self.name} does not answer ({reason}): {advice}") from None

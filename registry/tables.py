@@ -1,0 +1,201 @@
+"""A frame as text: for a terminal, a program, a document."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import pandas as pd
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .record import METRICS
+
+Format = Literal["table", "json", "csv", "markdown", "latex"]
+FORMATS: tuple[str, ...] = get_args(Format)
+Columns = dict[str, list[Any]]
+_CONTEXT = ("suite", "scale", "device", "environment_id", "corpus_fingerprint")
+_HEADERS = {"tokens_per_second": "tok/s", "parameters": "params", "peak_memory_gib": "peak\nGiB"}
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "·": r"\textperiodcentered{}",
+    "±": r"\ensuremath{\pm}",
+    "\n": " ",
+}
+
+
+def render(frame: pd.DataFrame, format: str, console: Console | None = None, notes: Sequence[str] = ()) -> None:
+    """Print `frame` on `console`.
+
+    `json` (`{"rows": [...], "notes": [...]}`) and `csv` (no notes) have every column at full precision; `table`,
+    `markdown` and `latex` are for reading: a leaderboard's mean and standard deviation become one column, and what is
+    the same in all of its rows stands above them. Raises `ValueError` for an unknown format.
+    """
+    console = console or Console()
+    out = console.file
+    if format not in FORMATS:
+        raise ValueError(f'no format "{format}"; there are: {", ".join(FORMATS)}')
+    columns = {str(name): [_plain(v) for v in frame.iloc[:, i].tolist()] for i, name in enumerate(frame.columns)}
+    if format == "json":
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        out.write(json.dumps({"rows": rows, "notes": list(notes)}, indent=2, ensure_ascii=False) + "\n")
+        return
+    if format == "csv":
+        out.write(_csv(columns))
+        return
+    context, columns = _brief(columns) if "metric" in frame.attrs else ("", columns)
+    numeric = [name in METRICS or _numbers(values) for name, values in columns.items()]
+    cells = [[_shown(value) for value in row] for row in zip(*columns.values(), strict=True)]
+    if format == "table":
+        _print_table(console, context, list(columns), cells, numeric, notes)
+    else:
+        build = _markdown if format == "markdown" else _latex
+        out.write(build(context, list(columns), cells, numeric, notes))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple, dict)):
+        return value
+    if hasattr(value, "item"):
+        value = value.item()
+    if value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    return value if isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def _brief(columns: Columns) -> tuple[str, Columns]:
+    """Of a leaderboard: what is the same in all rows, and the columns worth a reader's width."""
+    constant = [name for name in _CONTEXT if len(set(columns[name])) == 1]
+    context = " · ".join(f"{name.partition('_')[0]} {columns[name][0]}" for name in constant if columns[name][0])
+    brief = {
+        name: values
+        for name, values in columns.items()
+        if name not in {*constant, "cell_id"}
+        and not name.endswith(("_sem", "_sd"))
+        and not (name in METRICS and set(values) <= {None})
+        and not (name == "failed" and set(values) <= {""})
+    }
+    for name, values in brief.items():
+        if f"{name}_sd" in columns:
+            brief[name] = [_mean_sd(mean, sd) for mean, sd in zip(values, columns[f"{name}_sd"], strict=True)]
+        elif name in METRICS and METRICS[name].kind == "size":
+            brief[name] = [_counted(value) for value in values]
+    return context, brief
+
+
+def _counted(value: float | None) -> str | None:
+    """A large count to three digits: `124M`."""
+    if value is None or value < 1e4:
+        return None if value is None else _shown(value)
+    power = min(int(math.log10(value) / 3), 4)
+    scaled = value / 1000**power
+    return f"{scaled:.{max(0, 2 - int(math.log10(scaled)))}f}{' KMBT'[power]}"
+
+
+def _mean_sd(mean: float | None, sd: float | None) -> str | None:
+    """`3.202 ± 0.150`: to two digits of the standard deviation, or to three decimals, for paired differences are smaller."""
+    if mean is None or not sd:
+        return None if mean is None else _shown(mean)
+    digits = min(max(1 - math.floor(math.log10(sd)), 3 if abs(mean) < 100 else 0), 6)
+    return f"{mean:,.{digits}f} ± {sd:,.{digits}f}"
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    if isinstance(value, int) or (value.is_integer() and abs(value) < 1e15):
+        return f"{int(value):,}"
+    size = abs(value)
+    if size >= 1e15 or size < 1e-3:
+        return f"{value:.3g}"
+    return f"{value:,.{0 if size >= 1000 else 1 if size >= 100 else 4}f}"
+
+
+def _numbers(values: list[Any]) -> bool:
+    present = [value for value in values if value is not None]
+    return bool(present) and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in present)
+
+
+def _print_table(
+    console: Console, context: str, names: list[str], cells: list[list[str]], numeric: list[bool], notes: Sequence[str]
+) -> None:
+    """Headers break at their underscores; metrics from the right on are left out where the terminal is too narrow."""
+    headers = [_HEADERS.get(name, name.replace("_", "\n")) for name in names]
+    columns = [[cell_len(word) for word in header.split("\n")] for header in headers]
+    widths = [max([*column, *(cell_len(row[i]) for row in cells)]) for i, column in enumerate(columns)]
+    kept = list(range(len(names)))
+    spare = [i for i in kept if names[i] in METRICS and METRICS[names[i]].kind != "quality"]
+    while spare and sum(widths[i] + 2 for i in kept) - 2 > console.width:
+        kept.remove(spare.pop())
+    if context:
+        console.print(Text(context, style="dim"))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for i in kept:
+        table.add_column(
+            Text(headers[i]), justify="right" if numeric[i] else "left", overflow="fold", vertical="bottom"
+        )
+    for row in cells:
+        table.add_row(*(Text(row[i]) for i in kept))
+    console.print(table)
+    hidden = [names[i] for i in range(len(names)) if i not in kept]
+    for note in [*notes, *([f"not shown in {console.width} columns: {', '.join(hidden)}"] if hidden else [])]:
+        console.print(Text(note, style="dim"))
+
+
+def _csv(columns: Columns) -> str:
+    """Text that a spreadsheet would take for a formula gets a `'` in front."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    for row in [tuple(columns), *zip(*columns.values(), strict=True)]:
+        writer.writerow(
+            [f"'{v}" if isinstance(v, str) and v.startswith(("=", "+", "-", "@", "\t", "\r")) else v for v in row]
+        )
+    return out.getvalue()
+
+
+def _markdown(context: str, names: list[str], cells: list[list[str]], numeric: list[bool], notes: Sequence[str]) -> str:
+    def line(row: Sequence[str]) -> str:
+        return (
+            "| "
+            + " | ".join(re.sub(r"\s*\n\s*", " ", cell.replace("\\", "\\\\").replace("|", r"\|")) for cell in row)
+            + " |"
+        )
+
+    rules = "|" + "|".join("---:" if right else "---" for right in numeric) + "|"
+    parts = [f"{context}\n"] if context else []
+    parts += [line(names), rules, *map(line, cells)]
+    parts += ["", *(f"- {note}" for note in notes)] if notes else []
+    return "\n".join(parts) + "\n"
+
+
+def _latex(context: str, names: list[str], cells: list[list[str]], numeric: list[bool], notes: Sequence[str]) -> str:
+    def line(row: Sequence[str]) -> str:
+        return "  " + " & ".join(map(_escaped, row)) + r" \\"
+
+    lines = [f"% {' '.join(text.split())}" for text in ("needs \\usepackage{booktabs}", context, *notes) if text]
+    lines += [
+        f"\\begin{{tabular}}{{{''.join('r' if right else 'l' for right in numeric)}}}",
+        "  \\toprule",
+        line(names),
+        "  \\midrule",
+    ]
+    lines += [*map(line, cells), "  \\bottomrule", "\\end{tabular}"]
+    return "\n".join(lines) + "\n"
+
+
+def _escaped(text: str) -> str:
+    return "".join(_LATEX.get(sign, sign) for sign in text)
