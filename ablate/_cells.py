@@ -1,0 +1,234 @@
+"""The cells of a suite and the recipe of each; what cannot be resolved is blamed on the line that causes it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from ablate._yaml import Path as Place
+from ablate._yaml import SuiteError, printable
+from ablate.errors import UserError
+from ablate.recipe import Recipe, RecipeError, canonical_json
+from ablate.spec import INSTEAD, Spec
+from ablate.variants import load_factors
+
+if TYPE_CHECKING:
+    from ablate.suite import Suite
+
+Levels = Mapping[str, str]
+"""Label of the level by factor."""
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+MAX_CELLS = 10_000
+
+
+def cells(suite: Suite) -> list[dict[str, str]]:
+    """The cells that the design asks for, without the excluded ones, in the order of the levels.
+
+    Raises:
+        SuiteError: too many, none, without the baseline, or without some level.
+    """
+    labels = {factor: [level.label for level in levels] for factor, levels in suite.factors.items()}
+    full = suite.design == "full"
+    size = prod(map(len, labels.values())) if full else 1 + sum(len(known) - 1 for known in labels.values())
+    if size > MAX_CELLS:
+        raise suite.document.error(("factors",), f"make {size} cells; {MAX_CELLS} is the most")
+    candidates = [dict(zip(labels, row, strict=True)) for row in itertools.product(*labels.values())] if full else [
+        dict(suite.baseline),
+        *(dict(suite.baseline) | {factor: label} for factor in labels for label in labels[factor] if label != suite.baseline[factor]),
+    ]  # fmt: skip
+    kept = [cell for cell in candidates if not any(_matches(cell, rule) for rule in suite.exclude)]
+    if not kept:
+        raise suite.document.error(("exclude",), "leaves no cell")
+    if dict(suite.baseline) not in kept:
+        raise suite.document.error(("exclude",), f"takes out the baseline ({', '.join(suite.baseline.values())})")
+    for factor, known in labels.items():
+        for i, label in enumerate(known):
+            if not any(cell[factor] == label for cell in kept):
+                raise suite.document.error(
+                    ("factors", factor, i), f"level {label} is in no cell; exclude takes out all of its cells"
+                )
+    return kept
+
+
+def _matches(cell: Levels, rule: Mapping[str, tuple[str, ...]]) -> bool:
+    return all(cell[factor] in labels for factor, labels in rule.items())
+
+
+def recipes(
+    suite: Suite, scale: str | None = None, overrides: Mapping[str, Any] = NOTHING
+) -> list[tuple[dict[str, str], Recipe]]:
+    """Each cell and its recipe, with seed 0: the scale's preset, base, `overrides`, then the levels from outer fields to inner ones.
+
+    Raises:
+        SuiteError: at the line of the base key or level at fault.
+        UserError: an override at fault.
+    """
+    scale = scale or suite.scale
+    resolver = _Resolver(suite, scale, overrides)
+    found: dict[str, dict[str, str]] = {}
+    resolved = []
+    for cell in cells(suite):
+        recipe = resolver.recipe(cell)
+        key = canonical_json(recipe.to_dict())
+        if key in found:
+            raise resolver.same(found[key], cell)
+        found[key] = cell
+        resolved.append((cell, recipe))
+    return resolved
+
+
+class _Resolver:
+    """Recipes of cells at one scale, and what to say of a cell that has none."""
+
+    def __init__(self, suite: Suite, scale: str, overrides: Mapping[str, Any]) -> None:
+        self.suite, self.scale, self.overrides = suite, scale, overrides
+        self.start = Spec(scale)
+        self.labels = {factor: [level.label for level in levels] for factor, levels in suite.factors.items()}
+        for key in _outer_first(suite.base):
+            self._set_base(key, suite.base[key])
+        for key in _outer_first(overrides):
+            self._set_override(key, overrides[key])
+
+    def recipe(self, cell: Levels) -> Recipe:
+        values = {
+            factor: self.suite.factors[factor][self.labels[factor].index(cell[factor])].value
+            for factor in _outer_first(cell)
+        }
+        try:
+            return self._resolve(values)
+        except UserError:
+            raise self._blame(cell, values) from None
+
+    def same(self, one: Levels, other: Levels) -> SuiteError:
+        """The error for two cells with one recipe."""
+        factors = [factor for factor in one if one[factor] != other[factor]]
+        first, second = (" with ".join(f"{factor} {cell[factor]}" for factor in factors) for cell in (one, other))
+        message = f"{second} is the same recipe as {first} at scale {self.scale}; a level must change something"
+        return self.suite.document.error(self._place(factors[0], other), message)
+
+    def _resolve(self, values: Mapping[str, Any]) -> Recipe:
+        spec = self.start.copy()
+        for factor, value in values.items():
+            spec.set(factor, value, self.suite.base_dir)
+        return spec.resolve()
+
+    def _set_base(self, key: str, value: Any) -> None:
+        place: Place = ("base", key)
+        if key == "seed":
+            raise self.suite.document.error(place, "does not belong here; seeds are a key of their own")
+        if error := _failure(lambda: self.start.copy().set(key, value, self.suite.base_dir)):
+            place = _deepest(lambda new: self.start.copy().set(key, new, self.suite.base_dir), value, place)
+            raise self._error(place, key, error)
+        self.start.set(key, value, self.suite.base_dir)
+
+    def _set_override(self, key: str, value: Any) -> None:
+        if key == "seed":
+            raise UserError("--set seed: seeds are chosen with --seeds")
+        for factor in self.suite.factors:
+            if any(_decides(field, factor) for field in _leaves(key, value)):
+                raise UserError(f"--set {key}: {factor} is a factor of this suite; pick its levels with --only")
+        if error := _failure(lambda: self.start.set(key, value, Path.cwd())):
+            raise UserError(printable(f"--set {key}: {_say(error, key)}"))
+
+    def _blame(self, cell: Levels, values: Mapping[str, Any]) -> UserError:
+        """An error for the levels that matter to a failure: the cell resolves with another level of the same factor."""
+        error = _failure(lambda: self._resolve(values))
+        assert error is not None
+        matter = [
+            factor for factor in values
+            if any(not _failure(lambda: self._resolve({**values, factor: other.value})) for other in self.suite.factors[factor])
+        ]  # fmt: skip
+        if len(matter) > 1:
+            together = " with ".join(f"{factor} {cell[factor]}" for factor in matter)
+            message = f"{together} is impossible: {_say(error, '')}; list it under exclude"
+            return self.suite.document.error(self._place(matter[0], cell), message)
+        start = _failure(lambda: self._resolve({}))
+        if not matter and start and not any(_within(_path(start), factor) for factor in cell):
+            return self._blame_start(start)
+        alone = [factor for factor, value in values.items() if _failure(lambda: self._resolve({factor: value}))]
+        factor = (matter or alone or list(values))[0]
+        if not matter:
+            values = {factor: values[factor]} if alone else values
+            error = _failure(lambda: self._resolve(values)) or error
+        place = _deepest(lambda new: self._resolve({**values, factor: new}), values[factor], self._place(factor, cell))
+        return self._error(place, factor, error)
+
+    def _blame_start(self, error: UserError) -> UserError:
+        for key in self.overrides:
+            others = {other: value for other, value in self.overrides.items() if other != key}
+            if not _failure(lambda: _Resolver(self.suite, self.scale, others)._resolve({})):
+                return UserError(printable(f"--set {key}: {_say(error, key)}"))
+        for key in self.suite.base:
+            others = {other: value for other, value in self.suite.base.items() if other != key}
+            if not _failure(
+                lambda: _Resolver(replace(self.suite, base=others), self.scale, self.overrides)._resolve({})
+            ):
+                return self._error(("base", key), key, error)
+        return self._error(("base",), "", error)
+
+    def _place(self, factor: str, cell: Levels) -> Place:
+        return ("factors", factor, self.labels[factor].index(cell[factor]))
+
+    def _error(self, place: Place, key: str, error: UserError) -> SuiteError:
+        at = "" if self.scale == self.suite.scale else f" (at scale {self.scale})"
+        return self.suite.document.error(place, _say(error, key) + at)
+
+
+def _failure(attempt: Callable[[], Any]) -> UserError | None:
+    try:
+        attempt()
+    except UserError as error:
+        return error
+    return None
+
+
+def _deepest(attempt: Callable[[Any], Any], value: Any, place: Place) -> Place:
+    """The innermost key within `value` without which `attempt` succeeds; the name of a lone variant is passed through."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            rest = {other: kept for other, kept in value.items() if other != key}
+            variant = len(value) == 1 and isinstance(inner, dict) and _failure(lambda: attempt(rest))
+            if variant or not _failure(lambda: attempt(rest)):
+                return _deepest(lambda new: attempt(rest | {key: new}), inner, (*place, key))
+    return place
+
+
+def _path(error: UserError) -> str:
+    return error.path if isinstance(error, RecipeError) else ""
+
+
+def _say(error: UserError, key: str) -> str:
+    """The message, with the field that it is about where that is not `key`."""
+    return error.message if isinstance(error, RecipeError) and error.path == key else str(error)
+
+
+def _within(path: str, field: str) -> bool:
+    return path == field or path.startswith(field + ".")
+
+
+def _leaves(key: str, value: Any) -> Iterator[str]:
+    """The fields that an override of `key` sets; the options of a variant count as fields of its factor."""
+    if not isinstance(value, dict) or not value:
+        yield key
+    elif any(factor.field == key for factor in load_factors().values()):
+        for options in value.values():
+            yield from _leaves(key, options)
+    else:
+        for inner, part in value.items():
+            yield from _leaves(f"{key}.{inner}", part)
+
+
+def _decides(field: str, factor: str) -> bool:
+    """Whether a level of `factor` would undo an override of `field`."""
+    if any(known.field == factor for known in load_factors().values()):
+        return field == factor
+    return _within(field, factor) or INSTEAD.get(field, field) == INSTEAD.get(factor, factor)
+
+
+def _outer_first(fields: Mapping[str, Any]) -> list[str]:
+    return sorted(fields, key=lambda field: field.count("."))

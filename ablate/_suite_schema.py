@@ -1,0 +1,149 @@
+"""The keys of a suite file, and its JSON Schema, which editors complete by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter
+
+from ablate.presets import DEFAULT_SCALE, SCALES
+from ablate.recipe import Dropout, Recipe
+from ablate.spec import SHORTHANDS, fields
+from ablate.variants import Factor, Variant, load_factors
+
+KEYS: dict[str, str] = {
+    "name": "The suite's name: lower-case letters, digits and hyphens.",
+    "description": "What the suite asks, in plain words.",
+    "source": "Where the question comes from: a paper or a page.",
+    "base": "What all trials share: the scale, and overrides of its preset by dotted field.",
+    "factors": "What varies: the levels of each dotted field. The options of a variant stand inside its level.",
+    "design": "full: every combination; one_at_a_time: the baseline, and each other level alone.",
+    "baseline": "The level of each factor that others are compared with; the first one where nothing is said.",
+    "exclude": "Cells to leave out: each entry gives levels of some factors, and takes out the cells that have them all.",
+    "match": "What is held equal between the arms.",
+    "tune": "Not available in this version.",
+    "seeds": "How many (5 means 0 to 4), or a list of them.",
+    "margin": "The difference in val_loss, in nats per token, that counts as equal.",
+    "contrasts": "The comparisons named in advance; each level against the baseline where nothing is said.",
+}
+NAME = r"[a-z0-9][a-z0-9-]{0,63}"
+
+NUMBER = {"type": "number", "exclusiveMinimum": 0}
+PROBABILITY = {"type": "number", "minimum": 0, "exclusiveMaximum": 1}
+
+
+def settable() -> list[str]:
+    """Every dotted field that a suite may set or vary, with the options of the variants: `optimizer.lr`."""
+    options = [
+        f"{factor.field}.{option}"
+        for factor in load_factors().values()
+        for variant in factor
+        for option in _options(variant)
+    ]
+    return [field for field in fields() if field != "seed"] + options
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of a suite file, from the fields of a recipe and the variants there are."""
+    schemas = _field_schemas()
+    known = {name: schema if "$ref" in schema else {"$ref": f"#/$defs/{name}"} for name, schema in schemas.items()}
+    names = {
+        name: {"anyOf": [{"type": ["string", "number", "boolean", "null"]}, schema]} for name, schema in known.items()
+    }
+    levels = {
+        name: {"type": "array", "minItems": 2, "uniqueItems": True, "items": schema} for name, schema in known.items()
+    }
+    rule = {name: {"anyOf": [{"type": "array", "items": label}, label]} for name, label in names.items()}
+    seed = {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}
+    contrast = {"factor": {"enum": list(known)}, "level": {}, "against": {}}
+    values: dict[str, Any] = {
+        "name": {"type": "string", "pattern": f"^{NAME}$"},
+        "description": {"type": "string"},
+        "source": {"type": "string"},
+        "base": _object({"scale": {"enum": list(SCALES), "default": DEFAULT_SCALE}, **known}),
+        "factors": _object(levels) | {"minProperties": 1},
+        "design": {"enum": ["full", "one_at_a_time"], "default": "full"},
+        "baseline": _object(names),
+        "exclude": {"type": "array", "items": _object(rule) | {"minProperties": 1}},
+        "match": {"enum": ["tokens"], "default": "tokens"},
+        "seeds": {
+            "anyOf": [
+                {"type": "integer", "minimum": 1, "maximum": 1000},
+                {"type": "array", "minItems": 1, "maxItems": 1000, "uniqueItems": True, "items": seed},
+            ],
+            "default": 3,
+        },
+        "margin": NUMBER,
+        "contrasts": {"type": "array", "items": _object(contrast) | {"required": list(contrast)}},
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Suite of ablations",
+        **_object({key: value | {"description": KEYS[key]} for key, value in values.items()}),
+        "required": ["name", "factors"],
+        "$defs": _definitions() | {name: schema for name, schema in schemas.items() if "$ref" not in schema},
+    }
+
+
+def _object(properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "additionalProperties": False, "properties": properties}
+
+
+def _field_schemas() -> dict[str, dict[str, Any]]:
+    factors = {factor.field: factor for factor in load_factors().values()}
+    found = dict(_section(Recipe, "", factors))
+    del found["seed"]
+    for short, doc in SHORTHANDS.items():
+        found[short] = (_choice(factors[short]) if short in factors else NUMBER) | {"description": doc}
+    for field, factor in factors.items():
+        for variant in factor:
+            for option, schema in _options(variant).items():
+                found.setdefault(f"{field}.{option}", {"anyOf": []})["anyOf"].append(schema)
+    return found
+
+
+def _section(
+    section: type[BaseModel], prefix: str, factors: Mapping[str, Factor]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, info in section.model_fields.items():
+        path, kind = prefix + name, info.annotation
+        if path in factors:
+            yield path, _choice(factors[path])
+        elif path == "data.sources":
+            source = _choice(factors["data.source"])
+            weighted = _object({"source": source, "weight": NUMBER}) | {"required": ["source"]}
+            yield path, {"type": "array", "minItems": 1, "items": {"anyOf": [weighted, source]}}
+        elif isinstance(kind, type) and issubclass(kind, BaseModel):
+            inner = dict(_section(kind, path + ".", factors))
+            group = _object({field.removeprefix(path + "."): schema for field, schema in inner.items()})
+            yield path, {"anyOf": [group, PROBABILITY]} if kind is Dropout else group
+            yield from inner.items()
+        else:
+            limits = [item for item in info.metadata if not isinstance(item, BeforeValidator)]
+            yield path, TypeAdapter(Annotated[kind, Field(), *limits]).json_schema()
+
+
+def _choice(factor: Factor) -> dict[str, Any]:
+    return {"$ref": f"#/$defs/{factor.name}"}
+
+
+def _options(variant: Variant) -> dict[str, Any]:
+    return variant.options.model_json_schema().get("properties", {})
+
+
+def _definitions() -> dict[str, Any]:
+    """What each factor takes: the name of a variant, or one with options."""
+    found: dict[str, Any] = {}
+    for factor in load_factors().values():
+        names = [{"const": variant.name, "description": variant.doc} for variant in factor]
+        options = {
+            variant.name: {"type": ["object", "null"], "additionalProperties": False, "properties": _options(variant)}
+            | {"description": variant.doc}
+            for variant in factor
+        }
+        chosen = _object(options) | {"minProperties": 1, "maxProperties": 1}
+        found[factor.name] = {"description": factor.doc, "anyOf": [*names, chosen]}
+        for variant in factor:
+            found |= variant.options.model_json_schema().get("$defs", {})
+    return found

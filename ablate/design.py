@@ -1,0 +1,157 @@
+"""Design: the table of trials that a suite asks for. Pure: the same suite and arguments give the same trials."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ablate._cells import NOTHING, recipes
+from ablate._yaml import SuiteError, read
+from ablate.errors import UserError, near_miss
+from ablate.presets import SCALES
+from ablate.recipe import Recipe
+from ablate.suite import MAX_SEEDS, Suite
+from ablate.variants import load_factors
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A combination of levels; `levels` holds the label of each factor's level."""
+
+    levels: Mapping[str, str]
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One training run: a cell and a seed, with the recipe that they come to."""
+
+    levels: Mapping[str, str]
+    label: str
+    seed: int
+    recipe: Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Design:
+    """What a suite comes to at one scale. Trials are in the order of seeds, each with all cells: one that is cut short is balanced."""
+
+    suite: Suite
+    scale: str
+    cells: tuple[Cell, ...]
+    trials: tuple[Trial, ...]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(dict.fromkeys(trial.seed for trial in self.trials))
+
+
+def expand(
+    suite: Suite,
+    *,
+    scale: str | None = None,
+    overrides: Mapping[str, Any] = NOTHING,
+    seeds: Sequence[int] | int | None = None,
+    only: Mapping[str, str | Sequence[str]] | str | None = None,
+) -> Design:
+    """The cells and trials of a suite.
+
+    `overrides` come between the suite's base and its levels. A number of `seeds` takes the suite's first ones, and goes on with the
+    smallest unused. `only` keeps the cells with the given levels: `"attention=gqa,optimizer=lion"`, or labels by factor.
+
+    Raises:
+        UserError: a cell that no recipe can be made of, an override of what is a factor, or nothing left.
+    """
+    if scale is not None and scale not in SCALES:
+        raise UserError(f"unknown scale {scale!r}{near_miss(scale, SCALES)}")
+    resolved = recipes(suite, scale, overrides)
+    wanted = _only(suite, only)
+    short = short_names(suite.factors)
+    categorical = {factor.field for factor in load_factors().values()}
+    kept = []
+    for levels, recipe in resolved:
+        if all(levels[factor] in labels for factor, labels in wanted.items()):
+            words = [label if factor in categorical else f"{short[factor]}={label}" for factor, label in levels.items()]
+            kept.append((Cell(levels, " + ".join(words)), recipe))
+    if not kept:
+        raise UserError(f"--only {only}: no cell of {suite.name} has these levels together")
+    trials = [
+        Trial(cell.levels, cell.label, seed, recipe.model_copy(update={"seed": seed}))
+        for seed in _seeds(suite, seeds) for cell, recipe in kept
+    ]  # fmt: skip
+    return Design(suite, scale or suite.scale, tuple(cell for cell, _ in kept), tuple(trials))
+
+
+def short_names(fields: Iterable[str]) -> dict[str, str]:
+    """The last part of each dotted field, or all of it where two fields share the last part."""
+    fields = list(fields)
+    last = [field.rpartition(".")[2] for field in fields]
+    return {field: name if last.count(name) == 1 else field for field, name in zip(fields, last, strict=True)}
+
+
+def parse_set(settings: Iterable[str]) -> dict[str, Any]:
+    """Overrides from `field=value`, the value in YAML.
+
+    Raises:
+        UserError: a setting that is not of this form, or a field that is set twice.
+    """
+    found: dict[str, Any] = {}
+    for setting in settings:
+        field, equals, value = setting.partition("=")
+        field = field.strip()
+        if not equals or not field:
+            raise SuiteError(f"--set {setting}", None, "", "must be field=value, such as model.dim=128")
+        if field in found:
+            raise SuiteError(f"--set {field}", None, "", "is given twice")
+        try:
+            found[field] = read(value, "").value
+        except SuiteError as error:
+            raise SuiteError(f"--set {field}", None, error.key, error.message) from None
+    return found
+
+
+def _seeds(suite: Suite, seeds: Sequence[int] | int | None) -> list[int]:
+    if seeds is None:
+        return list(suite.seeds)
+    if isinstance(seeds, int):
+        if not 1 <= seeds <= MAX_SEEDS:
+            raise UserError(f"--seeds must be from 1 to {MAX_SEEDS}, not {seeds}")
+        unused = (seed for seed in itertools.count() if seed not in suite.seeds)
+        return list(itertools.islice(itertools.chain(suite.seeds, unused), seeds))
+    if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**31 for seed in seeds):
+        raise UserError(f"seeds must be distinct whole numbers from 0 to {2**31 - 1}, not {list(seeds)}")
+    return list(seeds)
+
+
+def _only(suite: Suite, only: Mapping[str, str | Sequence[str]] | str | None) -> dict[str, list[str]]:
+    """Labels to keep by factor; factors by their dotted or short names."""
+    if only is None:
+        return {}
+    pairs: list[tuple[str, str]] = []
+    if isinstance(only, str):
+        for word in re.split(r",(?![^({\[]*[)}\]])", only):
+            factor, equals, label = word.partition("=")
+            if not equals:
+                raise UserError(f"--only {only}: must be factor=level, such as attention=gqa, not {word!r}")
+            pairs.append((factor.strip(), label.strip()))
+    else:
+        pairs = [
+            (factor, label)
+            for factor, labels in only.items()
+            for label in ([labels] if isinstance(labels, str) else labels)
+        ]
+    names = {name: field for field, name in short_names(suite.factors).items()} | {
+        field: field for field in suite.factors
+    }
+    wanted: dict[str, list[str]] = {}
+    for name, label in pairs:
+        if name not in names:
+            raise UserError(f"--only: {name!r} is not a factor of {suite.name}{near_miss(name, names)}")
+        labels = [level.label for level in suite.factors[names[name]]]
+        if label not in labels:
+            raise UserError(f"--only: {label!r} is not a level of {name}{near_miss(label, labels)}")
+        wanted.setdefault(names[name], []).append(label)
+    return wanted

@@ -1,0 +1,335 @@
+"""Wrong suites: each is refused in one line that says where and what, from the loader, `plan` and `run`, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from ablate import suite
+from ablate.errors import UserError
+
+TAIL = "factors:\n  model.attention: [mha, mqa]\n"
+GOOD = "name: x\n" + TAIL
+BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefghij", "bcdefghijk", strict=True))
+
+# name: (content, line or None where the whole file is meant, what the message says)
+WRONG: dict[str, tuple[str | bytes, int | None, str]] = {
+    "unknown_key": (GOOD + "seds: 3\n", 4, "seds: unknown key 'seds'; did you mean 'seeds'?"),
+    "missing_name": (TAIL, 1, "name: is missing"),
+    "missing_factors": ("name: x\n", 1, "factors: is missing"),
+    "empty_file": ("", None, "is empty"),
+    "only_a_comment": ("# nothing\n", None, "is empty"),
+    "list_at_top": ("- name: x\n", 1, "must be a mapping of keys to values, not a list"),
+    "text_at_top": ("attention\n", 1, "must be a mapping of keys to values, not 'attention'"),
+    "path_in_name": ("name: ../../etc/x\n" + TAIL, 1, "name: must be up to 64 lower-case letters"),
+    "slash_in_name": ("name: a/b\n" + TAIL, 1, "not 'a/b'"),
+    "number_as_name": ("name: 7\n" + TAIL, 1, "name: must be up to 64 lower-case letters, digits and hyphens, not 7"),
+    "newline_in_name": ('name: "x\\n"\n' + TAIL, 1, "name: must be"),
+    "long_name": ("name: " + "x" * 65 + "\n" + TAIL, 1, "name: must be up to 64"),
+    "description_not_text": (GOOD + "description: [a]\n", 4, "description: must be text, not a list"),
+    "control_characters": (GOOD + 'description: "\\e[2J"\n', 4, "description: text with control characters"),
+    "nul": (GOOD + "description: \0\n", None, "not YAML"),
+    "surrogate": (GOOD + 'description: "\\ud800"\n', 4, "text with control characters"),
+    "unknown_scale": (GOOD + "base: {scale: 10mm}\n", 4, "base.scale: unknown scale '10mm'; did you mean '10m'?"),
+    "scale_not_text": (GOOD + "base:\n  scale: [nano]\n", 5, "base.scale: unknown scale a list"),
+    "unknown_field_in_base": (
+        GOOD + "base:\n  model.dmi: 64\n",
+        5,
+        "base.model.dmi: is not a field of a recipe; did you mean 'model.dim'?",
+    ),
+    "unknown_field_in_group": (
+        GOOD + "base:\n  model:\n    dim: 64\n    layers: 2\n",
+        7,
+        "base.model.layers: model.layers: is not a field",
+    ),
+    "group_not_a_mapping": (
+        GOOD + "base: {model: 3}\n",
+        4,
+        "base.model: is a group of fields and must be a mapping, not 3",
+    ),
+    "seed_in_base": (GOOD + "base: {seed: 1}\n", 4, "base.seed: does not belong here; seeds are a key of their own"),
+    "null_base": (GOOD + "base:\n", 4, "base: must be a mapping, not null"),
+    "heads_not_divisible": (
+        GOOD + "base:\n  model.bias: true\n  model.dim: 66\n",
+        6,
+        "base.model.dim: model.n_heads: 4 heads do not divide",
+    ),
+    "batch_not_divisible": (
+        GOOD + "base: {batch.tokens: 1000}\n",
+        4,
+        "1000 tokens are no whole number of sequences of 128",
+    ),
+    "micro_batch_not_divisible": (
+        GOOD + "base: {batch.micro_sequences: 3}\n",
+        4,
+        "3 does not divide the 8 sequences of a batch",
+    ),
+    "textual_learning_rate": (GOOD + "base: {optimizer.lr: fast}\n", 4, "base.optimizer.lr: optimizer 'adamw': lr: "),
+    "quoted_learning_rate": (GOOD + 'base: {optimizer.lr: "1e-3"}\n', 4, "not '1e-3'"),
+    "negative_learning_rate": (GOOD + "base: {optimizer.lr: -1.0e-3}\n", 4, "greater than 0, not -0.001"),
+    "negative_steps": (
+        GOOD + "base: {train.steps: -5}\n",
+        4,
+        "base.train.steps: must be greater than or equal to 1, not -5",
+    ),
+    "half_a_layer": (GOOD + "base: {model.n_layers: 1.5}\n", 4, "base.model.n_layers: must be "),
+    "bool_for_int": (GOOD + "base: {model.n_layers: true}\n", 4, "base.model.n_layers: must be "),
+    "text_for_int": (
+        GOOD + "base: {model.dim: wide}\n",
+        4,
+        "base.model.dim: must be a positive whole number, not 'wide'",
+    ),
+    "null_for_int": (GOOD + "base: {model.n_layers: }\n", 4, "base.model.n_layers: must be "),
+    "date_for_int": (
+        GOOD + "base: {train.steps: 2020-01-01}\n",
+        4,
+        "base.train.steps: must be integer, not '2020-01-01'",
+    ),
+    "dropout_of_one": (GOOD + "base: {model.dropout: 1.0}\n", 4, "must be less than 1, not 1.0"),
+    "not_a_number": (GOOD + "base: {optimizer.lr: .nan}\n", 4, "base.optimizer.lr: .nan is not a finite number"),
+    "infinite": (GOOD + "base: {optimizer.lr: -.inf}\n", 4, "-.inf is not a finite number"),
+    "overflowing_float": (GOOD + "base: {optimizer.lr: 1e999}\n", 4, "1e999 is not a finite number"),
+    "huge_integer": (GOOD + f"base: {{model.dim: {10**250}}}\n", 4, "is too large a number"),
+    "endless_integer": (GOOD + f"base: {{model.dim: {'9' * 6000}}}\n", 4, "is not a finite number"),
+    "huge_but_finite": (
+        GOOD + "base: {train.tokens: 1e30}\n",
+        4,
+        "base.train.tokens: must be a positive whole number, not 1e+30",
+    ),
+    "no_factors": ("name: x\nfactors: {}\n", 2, "factors: is empty"),
+    "null_factors": ("name: x\nfactors:\n", 2, "factors: must be a mapping, not null"),
+    "factor_list": ("name: x\nfactors:\n- model.attention\n", 2, "factors: must be a mapping, not a list"),
+    "unknown_factor": (
+        "name: x\nfactors:\n  model.atention: [mha, mqa]\n",
+        3,
+        "unknown key 'model.atention'; did you mean 'model.attention'?",
+    ),
+    "short_factor": ("name: x\nfactors:\n  attention: [mha, mqa]\n", 3, "did you mean 'model.attention'?"),
+    "seed_as_factor": ("name: x\nfactors:\n  seed: [1, 2]\n", 3, "factors.seed: unknown key 'seed'"),
+    "empty_factor": (
+        "name: x\nfactors:\n  model.attention: []\n",
+        3,
+        "factors.model.attention: has no levels; a factor needs two or more",
+    ),
+    "null_factor": (
+        "name: x\nfactors:\n  model.attention:\n",
+        3,
+        "factors.model.attention: must be a list of levels, not null",
+    ),
+    "one_level": ("name: x\nfactors:\n  model.attention: [mha]\n", 3, "has one level; a factor needs two or more"),
+    "levels_not_a_list": ("name: x\nfactors:\n  model.attention: mha\n", 3, "must be a list of levels, not 'mha'"),
+    "unknown_variant": (
+        "name: x\nfactors:\n  model.attention:\n  - mha\n  - gqaa\n",
+        5,
+        "factors.model.attention[1]: unknown attention 'gqaa'",
+    ),
+    "unknown_option": (
+        "name: x\nfactors:\n  optimizer:\n  - adamw\n  - lion: {lrr: 1}\n",
+        5,
+        "factors.optimizer[1].lion.lrr: optimizer 'lion' has no option 'lrr'",
+    ),
+    "option_of_the_wrong_type": (
+        "name: x\nfactors:\n  model.attention: [mha, {gqa: {n_kv_heads: two}}]\n",
+        3,
+        "n_kv_heads: ",
+    ),
+    "options_not_a_mapping": (
+        "name: x\nfactors:\n  model.attention: [mha, {gqa: 2}]\n",
+        3,
+        "options of attention 'gqa' must be a mapping",
+    ),
+    "two_variants_in_a_level": (
+        "name: x\nfactors:\n  model.attention: [mha, {gqa: {}, mqa: {}}]\n",
+        3,
+        "expected a variant of attention",
+    ),
+    "level_not_a_variant": (
+        "name: x\nfactors:\n  model.attention: [mha, 3]\n",
+        3,
+        "factors.model.attention[1]: expected a variant of attention",
+    ),
+    "kv_heads_not_divisible": (
+        "name: x\nfactors:\n  model.attention:\n  - mha\n  - gqa: {n_kv_heads: 3}\n",
+        5,
+        "3 key and value heads do not divide 4",
+    ),
+    "heads_level_not_divisible": (
+        "name: x\nfactors:\n  model.n_heads:\n  - 4\n  - 5\n",
+        5,
+        "factors.model.n_heads[1]: 5 heads do not divide a width of 64",
+    ),
+    "impossible_together": (
+        "name: x\nfactors:\n  model.attention: [mha, mqa]\n  model.dim: [64, 96]\n  model.n_heads: [4, 3]\n",
+        4,
+        "model.dim 64 with model.n_heads 3 is impossible: model.n_heads: 3 heads do not divide a width of 64; list it under exclude",
+    ),
+    "cell_impossible": (
+        "name: x\nbase: {model.dim: 96}\nfactors:\n  model.attention: [mha, {gqa: {n_kv_heads: 2}}]\n  model.n_heads: [4, 3]\n",
+        4,
+        "model.attention gqa with model.n_heads 3 is impossible: model.attention: 2 key and value heads do not divide 3 query heads; list it under exclude",
+    ),
+    "duplicate_key": ("name: x\nseeds: 2\nseeds: 3\n" + TAIL, 3, "seeds: is given twice, first on line 2"),
+    "duplicate_nested_key": (GOOD + "base:\n  model: {dim: 64, dim: 32}\n", 5, "base.model.dim: is given twice"),
+    "duplicate_level": (
+        "name: x\nfactors:\n  model.attention:\n  - mha\n  - mqa\n  - mha\n",
+        6,
+        "factors.model.attention[2]: level mha is there already",
+    ),
+    "duplicate_level_spelled_otherwise": (
+        "name: x\nfactors:\n  model.n_layers: [2, 2.0]\n",
+        3,
+        "model.n_layers 2.0 is the same recipe as model.n_layers 2",
+    ),
+    "duplicate_level_by_default": (
+        "name: x\nfactors:\n  model.attention: [gqa, {gqa: {n_kv_heads: 2}}]\n",
+        3,
+        "is the same recipe as",
+    ),
+    "duplicate_number": ("name: x\nfactors:\n  model.dropout: [0.1, 1e-1]\n", 3, "level 0.1 is there already"),
+    "too_many_cells": (
+        "name: x\nfactors:\n"
+        + "".join(
+            f"  {f}: [{', '.join(map(str, range(1, 101)))}]\n" for f in ("model.dim", "train.steps", "model.n_layers")
+        ),
+        2,
+        "factors: make 1000000 cells; 10000 is the most",
+    ),
+    "unknown_design": (
+        GOOD + "design: half\n",
+        4,
+        "design: 'half' is not available in this version; known: full, one_at_a_time",
+    ),
+    "fractional_design": (
+        GOOD + "design: {fractional: {resolution: 4}}\n",
+        4,
+        "design: a mapping is not available in this version",
+    ),
+    "tune": (GOOD + "tune: {optimizer.lr: [1.0e-3]}\n", 4, "tune: is not available in this version"),
+    "unknown_match": (GOOD + "match: flops\n", 4, "match: 'flops' is not available in this version; known: tokens"),
+    "baseline_outside": (
+        GOOD + "baseline:\n  model.attention: gqa\n",
+        5,
+        "baseline.model.attention: gqa is not one of its levels; did you mean 'mqa'?",
+    ),
+    "baseline_of_no_factor": (
+        GOOD + "baseline: {optimizer: adamw}\n",
+        4,
+        "baseline.optimizer: unknown key 'optimizer'",
+    ),
+    "baseline_not_a_mapping": (GOOD + "baseline: mha\n", 4, "baseline: must be a mapping, not 'mha'"),
+    "exclude_everything": (GOOD + "exclude: [{model.attention: [mha, mqa]}]\n", 4, "exclude: leaves no cell"),
+    "exclude_the_baseline": (GOOD + "exclude: [{model.attention: mha}]\n", 4, "exclude: takes out the baseline (mha)"),
+    "exclude_a_level": (
+        GOOD + "exclude: [{model.attention: mqa}]\n",
+        3,
+        "factors.model.attention[1]: level mqa is in no cell",
+    ),
+    "exclude_unknown": (
+        GOOD + "exclude: [{model.attention: gqa}]\n",
+        4,
+        "exclude[0].model.attention: gqa is not one of its levels",
+    ),
+    "exclude_unknown_factor": (GOOD + "exclude:\n- {optimizer: lion}\n", 5, "exclude[0].optimizer: unknown key"),
+    "exclude_nothing": (GOOD + "exclude: [{}]\n", 4, "exclude[0]: is empty, which would exclude every cell"),
+    "exclude_not_a_list": (GOOD + "exclude: {model.attention: mqa}\n", 4, "exclude: must be a list, not a mapping"),
+    "no_seeds": (GOOD + "seeds: 0\n", 4, "seeds: must be from 1 to 1000 of them, not 0"),
+    "negative_seeds": (GOOD + "seeds: -3\n", 4, "not -3"),
+    "negative_seed": (GOOD + "seeds:\n- 1\n- -1\n", 6, "seeds[1]: must be a whole number from 0 to 2147483647, not -1"),
+    "duplicate_seeds": (GOOD + "seeds: [1, 2, 1]\n", 4, "seeds[2]: seed 1 is there already"),
+    "empty_seeds": (GOOD + "seeds: []\n", 4, "seeds: must be from 1 to 1000 of them, not 0"),
+    "too_many_seeds": (GOOD + "seeds: 1000000000000\n", 4, "seeds: must be from 1 to 1000 of them"),
+    "null_seeds": (GOOD + "seeds:\n", 4, "seeds: must be how many, or a list of them, not null"),
+    "bool_seeds": (GOOD + "seeds: true\n", 4, "seeds: must be how many, or a list of them, not true"),
+    "textual_seeds": (GOOD + "seeds: five\n", 4, "not 'five'"),
+    "half_a_seed": (GOOD + "seeds: 2.5\n", 4, "not 2.5"),
+    "negative_margin": (GOOD + "margin: -0.1\n", 4, "margin: must be a positive number of nats, not -0.1"),
+    "zero_margin": (GOOD + "margin: 0\n", 4, "margin: must be a positive number of nats, not 0"),
+    "textual_margin": (GOOD + "margin: small\n", 4, "margin: must be a positive number of nats, not 'small'"),
+    "contrast_of_no_factor": (
+        GOOD + "contrasts: [{factor: optimizer, level: a, against: b}]\n",
+        4,
+        "contrasts[0].factor: 'optimizer' is not a factor",
+    ),
+    "contrast_with_itself": (
+        GOOD + "contrasts: [{factor: model.attention, level: mha, against: mha}]\n",
+        4,
+        "contrasts[0]: sets mha against itself",
+    ),
+    "contrast_incomplete": (
+        GOOD + "contrasts:\n- {factor: model.attention, level: mqa}\n",
+        5,
+        "contrasts[0].against: is missing",
+    ),
+    "python_tag": (GOOD + "description: !!python/object/apply:os.system [touch owned]\n", 4, "description: tags ("),
+    "standard_tag": (GOOD + "seeds: !!int '3'\n", 4, "seeds: tags ("),
+    "local_tag": (GOOD + "description: !thing x\n", 4, "description: tags (!thing) are not allowed"),
+    "anchor": ("name: &n x\n" + TAIL, 1, "name: anchors (&n) are not allowed"),
+    "alias": (GOOD + "description: *n\n", 4, "aliases (*n) are not allowed"),
+    "merge_key": (GOOD + "base:\n  <<: {model.dim: 32}\n", 5, "merge keys (<<) are not allowed"),
+    "billion_laughs": (BOMB, 1, "anchors (&a) are not allowed"),
+    "two_documents": (GOOD + "---\n" + GOOD, 4, "a second document starts"),
+    "directive": ("%YAML 1.1\n---\n" + GOOD, 1, "YAML directives are not allowed"),
+    "list_as_key": (GOOD + "? [a]\n: b\n", 4, "a key must be a word"),
+    "missing_key": (GOOD + ": b\n", 4, "a key is missing"),
+    "tabs": ("name: x\nfactors:\n\tmodel.attention: [mha, mqa]\n", 3, "indent with blanks, not with tabs"),
+    "unclosed": ("name: x\nfactors: {model.attention: [mha, mqa]\n", 3, "not YAML: "),
+    "bad_indentation": ("name: x\n factors:\n", 2, "not YAML: "),
+    "too_deep": (GOOD + "base: " + "{a: " * 40 + "}" * 40 + "\n", 4, "nested more than 16 deep"),
+    "very_deep": (b"[" * 60_000, 1, "nested more than 16 deep"),
+    "too_large": (b"# " + b"x" * 2_000_000, None, "is larger than 65536 bytes"),
+    "latin_1": ("name: x\ndescription: caf\xe9\n".encode("latin-1"), 2, "byte 0xe9 is not UTF-8"),
+    "utf_16": (GOOD.encode("utf-16"), 1, "byte 0xff is not UTF-8"),
+    "random_bytes": (bytes((i * 97 + 31) % 256 for i in range(500)), 1, "is not UTF-8"),
+    "zip": (b"PK\x03\x04\x14\x00\x00\x00\x08\x00", None, "not YAML"),
+}
+
+
+def load(path: str) -> str:
+    """The line that the loader refuses with."""
+    with pytest.raises(UserError) as caught:
+        suite.load_suite(path)
+    return str(caught.value)
+
+
+def command(name: str, path: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """The line that a command refuses with, without its `error: `."""
+    from ablate.cli import main
+
+    assert main([name, path]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.endswith("\n")
+    return err.removeprefix("error: ").removesuffix("\n")
+
+
+@pytest.mark.parametrize("reader", ["load_suite", "plan", "run"])
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_suite_is_refused_in_one_line_and_leaves_nothing(
+    name: str,
+    reader: str,
+    tmp_path: Path,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    content, line, fragment = WRONG[name]
+    monkeypatch.chdir(tmp_path)
+    Path("x.yaml").write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+    suite.settable()  # torch is loaded before the clock starts
+    start = time.perf_counter()
+    message = load("x.yaml") if reader == "load_suite" else command(reader, "x.yaml", capsys)
+    assert time.perf_counter() - start < 2
+    place = "x.yaml: " if line is None else f"x.yaml:{line}: "
+    assert message.startswith(place) and fragment in message
+    assert message.isprintable() and len(message) < 1000
+    assert [path.name for path in tmp_path.iterdir()] == ["x.yaml"] and not home.exists()
+
+
+def test_there_are_thirty_of_them() -> None:
+    assert len(WRONG) >= 30
+
+
+def test_a_good_one_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text(GOOD)
+    assert suite.load_suite(tmp_path / "x.yaml").name == "x"
