@@ -14,7 +14,7 @@ import importlib.util
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-CORE = ("ablate.data", "ablate.model", "ablate.step", "ablate.train")
+CORE = ("ablate.corpus", "ablate.data", "ablate.model", "ablate.step", "ablate.train")
 """Modules that decide every trial's numbers; those that merely measure or describe are not among them."""
 
 NOT_FOLLOWED = ("ablate.errors", "ablate.recipe", "ablate.variants._factor")

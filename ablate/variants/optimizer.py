@@ -80,7 +80,7 @@ class Adafactor(torch.optim.Optimizer):
 
     def __init__(
         self, decayed: Iterable[Parameter], rest: Iterable[Parameter], *, lr: Rate = 1e-2, weight_decay: Decay = 0.0,
-        decay: Annotated[float, Field(lt=0)] = -0.8, clip: Rate = 1.0, eps2: Rate = 1e-3,
+        decay: Annotated[float, Field(lt=0)] = -0.8, clip: Annotated[float, Field(ge=1)] = 1.0, eps2: Rate = 1e-3,
     ) -> None:  # fmt: skip
         super().__init__(_groups(decayed, rest, weight_decay), {"lr": lr, "decay": decay, "clip": clip, "eps2": eps2})
 

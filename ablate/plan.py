@@ -1,0 +1,251 @@
+"""What a run would do: every trial with its identity, what is done already, what the rest costs. Nothing is started."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ablate import environment
+from ablate.design import Design, Trial
+from ablate.recipe import Recipe, digest
+from registry.record import RETRYABLE, DesignRecord, attempt_key
+
+if TYPE_CHECKING:
+    from ablate.worker import Job
+
+START_UP_SECONDS = 15.0
+"""Ray and the imports of its workers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One trial: who it is, where it stands, what it takes. `status` is None where nothing was recorded here.
+
+    `seconds` and `memory_gib` are forecasts; `memory_gib` is of the device, `epochs` passes over the corpus.
+    """
+
+    trial: Trial
+    trial_id: str
+    cell_id: str
+    status: str | None
+    corpus_fingerprint: str
+    code_fingerprint: str
+    parameters: int
+    flops_per_token: int
+    tokens: int
+    epochs: float
+    seconds: float
+    memory_gib: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A design against what is known. `pending` are the rows that a run would train, in order."""
+
+    design: Design
+    rows: tuple[Row, ...]
+    pending: tuple[Row, ...]
+    environment: dict[str, Any]
+    environment_id: str
+    workers: int
+    finished_before: dict[str, int]
+    warnings: tuple[str, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Forecast of the wall time of the pending trials."""
+        return START_UP_SECONDS + sum(row.seconds for row in self.pending) / self.workers if self.pending else 0.0
+
+    def jobs(self) -> list[Job]:
+        """What the scheduler is to do."""
+        from ablate import __version__
+        from ablate.worker import Job
+
+        revision, dirty = environment.git_revision()
+        return [
+            Job(
+                trial_id=row.trial_id, cell_id=row.cell_id, label=row.trial.label, suite=self.design.suite.name,
+                scale=self.design.scale, seed=row.trial.seed, recipe=row.trial.recipe.to_dict(), levels=dict(row.trial.levels),
+                corpus_fingerprint=row.corpus_fingerprint, code_fingerprint=row.code_fingerprint, shape=shape(row.trial.recipe),
+                estimated_seconds=row.seconds, purpose="primary", git_revision=revision, git_dirty=dirty,
+                finished_before=self.finished_before[row.trial_id], ablate_version=__version__,
+            )
+            for row in self.pending
+        ]  # fmt: skip
+
+    def design_record(self) -> DesignRecord:
+        """The design as the registry keeps it."""
+        suite = self.design.suite
+        trials = [
+            {"trial_id": r.trial_id, "cell_id": r.cell_id, "levels": dict(r.trial.levels), "seed": r.trial.seed} for r in self.rows
+        ]
+        return DesignRecord(
+            design_id=digest({"suite": suite.name, "scale": self.design.scale, "text": suite.text, "trials": trials}),
+            suite=suite.name, scale=self.design.scale, description=suite.description, kind=suite.design,
+            factors={factor: [level.label for level in levels] for factor, levels in suite.factors.items()},
+            baseline=dict(suite.baseline), seeds=sorted({r.trial.seed for r in self.rows}), match=suite.match, margin=suite.margin,
+            contrasts=[dict(contrast) for contrast in suite.contrasts], trials=trials, suite_text=suite.text,
+            created_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        )  # fmt: skip
+
+
+def make_plan(
+    design: Design, *, home: Path, retry_failed: bool = False, workers: int | None = None, tracking_uri: str | None = None
+) -> Plan:
+    """Hold `design` against the registry in `home`.
+
+    Every recipe's corpus must be there: it is hashed, not prepared.
+
+    Raises:
+        UserError: a corpus that is missing, unreadable or too small.
+        StoreUnavailable: a tracking server that does not answer.
+    """
+    from registry import Spool, Store
+    from registry.locks import TrialLock
+
+    found = environment.expected(workers=workers)
+    place = environment.environment_id(found)
+    identities = _Identities(home / "cache")
+    ids = [identities(trial.recipe) for trial in design.trials]
+    # counters first, then what is done: a trial that is finished in between shows in its counter when it is about to be trained
+    finished_before = {i.trial_id: TrialLock(home, attempt_key(i.trial_id, place)).finished() for i in ids}
+    statuses = Store.open(home, tracking_uri, create=False).statuses(place)
+    for record in Spool(home).records():
+        if record.environment_id == place and record.purpose == "primary":
+            statuses[record.trial_id] = record.status
+    redo = {None, *(RETRYABLE if retry_failed else ())}
+    pending = {i.trial_id for i in ids if statuses.get(i.trial_id) in redo}
+    speed = _Speed(home, place, found) if pending else None
+    rows = []
+    for trial, i in zip(design.trials, ids, strict=True):
+        rows.append(
+            Row(
+                trial=trial, trial_id=i.trial_id, cell_id=i.cell_id, status=statuses.get(i.trial_id), tokens=trial.recipe.tokens,
+                corpus_fingerprint=i.corpus, code_fingerprint=i.code, parameters=i.parameters, flops_per_token=i.flops,
+                epochs=trial.recipe.tokens / i.corpus_tokens, memory_gib=i.memory / 2**30,
+                seconds=speed(i, trial.recipe) if speed and i.trial_id in pending else 0.0,
+            )
+        )  # fmt: skip
+    return Plan(
+        design=design, rows=tuple(rows), pending=tuple(r for r in rows if r.trial_id in pending), environment=found,
+        environment_id=place, workers=environment.workers(workers, len(pending) or 1), finished_before=finished_before,
+        warnings=tuple(_warnings(rows, ids)),
+    )  # fmt: skip
+
+
+def shape(recipe: Recipe) -> str:
+    """Equal for recipes that can share a compiled step: all that it is compiled for, without seed, rates and length."""
+    return digest({
+        "model": recipe.model.model_dump(mode="json"), "batch": recipe.batch.model_dump(), "seq_len": recipe.data.seq_len,
+        "optimizer": recipe.optimizer.name, "precision": recipe.train.precision, "deterministic": recipe.train.deterministic,
+    })  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Identity:
+    trial_id: str
+    cell_id: str
+    corpus: str
+    code: str
+    corpus_tokens: int
+    corpus_exact: bool
+    parameters: int
+    flops: int
+    memory: float
+
+
+class _Identities:
+    """Identity and size of recipes; corpora are hashed, code is parsed and models are shaped once each."""
+
+    def __init__(self, cache: Path) -> None:
+        self.cache = cache
+        self._memo: dict[Any, Any] = {}
+
+    def __call__(self, recipe: Recipe) -> _Identity:
+        from ablate import data, measure
+        from ablate.fingerprint import code_fingerprint
+        from ablate.model import build
+
+        sources = {"sources": recipe.to_dict()["data"]["sources"], "tokenizer": recipe.data.tokenizer.to_dict()}
+        peek = self._once(("corpus", digest(sources)), lambda: data.peek(recipe.data, self.cache))
+        selected = sorted({(c.variant.build.__module__, c.variant.build.__qualname__) for c in recipe.choices().values()})
+        code = self._once(("code", tuple(selected)), lambda: code_fingerprint(selected))
+
+        def sizes() -> tuple[int, int]:
+            model = build(recipe, "meta")
+            return measure.parameter_count(model), measure.flops_per_token(model, recipe)
+
+        parameters, flops = self._once(("model", digest([recipe.model.model_dump(mode="json"), recipe.data.seq_len])), sizes)
+        return _Identity(
+            recipe.trial_id(peek.fingerprint, code), recipe.cell_id(peek.fingerprint, code), peek.fingerprint, code,
+            peek.train_tokens, peek.exact, parameters, flops, measure.estimated_memory(recipe, parameters),
+        )  # fmt: skip
+
+    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
+        if key not in self._memo:
+            self._memo[key] = make()
+        return self._memo[key]
+
+
+class _Speed:
+    """Seconds that a trial may take: from the rate that this environment was measured at, else from a guess."""
+
+    def __init__(self, home: Path, environment_id: str, found: dict[str, Any]) -> None:
+        import registry
+
+        sql = (
+            "SELECT scale, tokens_per_second * flops_per_token AS rate FROM trials WHERE tokens_per_second > 0 "
+            f"AND environment_id = '{environment_id}' ORDER BY finished_at DESC LIMIT 1000"
+        )
+        try:
+            known = registry.query(sql, home=home)
+        except ValueError:  # nothing recorded yet
+            known = None
+        self.rates = [] if known is None else known["rate"].tolist()
+        self.found = found
+
+    def __call__(self, identity: _Identity, recipe: Recipe) -> float:
+        from ablate import measure
+
+        peak = measure.peak_flops(self.found["device"], recipe.train.precision)
+        rate = statistics.median(self.rates) if self.rates else 0.3 * peak if peak else _matmul_rate(self.found["threads"])
+        # evaluation is a third of the work of training on the same tokens
+        evaluated = recipe.evaluation.sequences * recipe.data.seq_len * recipe.evaluation.points
+        return 1.0 + (recipe.tokens + evaluated / 3) * identity.flops / rate
+
+
+def _matmul_rate(threads: int) -> float:
+    """A quarter of what this CPU multiplies small matrices at, in FLOP/s: about what small models reach."""
+    import time
+
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    a = torch.randn(512, 512)
+    a @ a
+    begin = time.perf_counter()
+    for _ in range(5):
+        a @ a
+    torch.set_num_threads(before)
+    return 0.25 * 5 * 2 * 512**3 / (time.perf_counter() - begin)
+
+
+def _warnings(rows: list[Row], ids: list[_Identity]) -> list[str]:
+    """What a user should know before spending anything."""
+    found = []
+    most = max(rows, key=lambda row: row.epochs)
+    if most.epochs > 1:
+        about = "" if all(i.corpus_exact for i in ids) else "about "
+        corpus = max(ids, key=lambda i: most.tokens / i.corpus_tokens).corpus_tokens
+        found.append(
+            f"the corpus is passed over up to {about}{most.epochs:.1f} times ({most.tokens:,} tokens of training, {corpus:,} in the corpus): "
+            "effects of regularisation on repeated data are not those on fresh data"
+        )
+    if len({row.trial.seed for row in rows}) == 1:
+        found.append("one seed shows no noise, so no difference can be told from chance; ask for more with --seeds")
+    return found

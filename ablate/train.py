@@ -1,0 +1,306 @@
+"""The one training loop. It knows neither Ray nor MLflow, and runs in a test, in a script and in a worker alike."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ablate import measure
+from ablate.corpus import Corpus, Validation
+from ablate.model import Decoder, build, stream_seed
+from ablate.recipe import Recipe, digest
+from ablate.step import Step
+
+REPORT_SECONDS = 0.5
+CUDA_CHECK_STEPS = 50
+"""On a GPU losses are read back only this often, and at evaluations: reading waits for the device."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run is; losses in nats per token."""
+
+    step: int
+    steps: int
+    tokens: int
+    train_loss: float | None
+    val_loss: float | None
+    tokens_per_second: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Where to keep the state of a run, and how often. A file that is there is resumed from."""
+
+    path: Path
+    every_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """How a run ended. Metrics have the names and units of `registry.record.METRICS`; curves are `[step, tokens, value]`."""
+
+    status: str
+    cause: str = ""
+    metrics: dict[str, float]
+    curves: dict[str, list[list[float]]]
+    step_mode: str
+    context: dict[str, Any] = field(default_factory=dict)
+
+
+OnStep = Callable[[Progress], None]
+
+
+def train(
+    recipe: Recipe, on_step: OnStep | None = None, *, corpus: Corpus, device: str | None = None,
+    exclusive: AbstractContextManager[Any] | None = None, checkpoint: Checkpoint | None = None,
+) -> Result:  # fmt: skip
+    """Train `recipe` on `corpus` from its seed to its last step.
+
+    `on_step` hears of progress at most a few times a second; what it raises ends the run. `exclusive` is entered when all is built and
+    compiled, before the first measured step: a lease on the device. A loss that is not finite ends the run as `diverged`, which is a
+    result and not an error.
+
+    Raises:
+        UserError: a corpus too short for the recipe.
+        torch.OutOfMemoryError: the device's memory is exhausted.
+        ValueError: a checkpoint of another recipe.
+    """
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    with _arithmetic(recipe):
+        run = _Run(recipe, corpus, where)
+        run.step.warm_up(run.windows(0))
+        _seed(recipe, where)
+        if checkpoint is not None and checkpoint.path.exists():
+            run.load(checkpoint.path)
+        with exclusive or nullcontext():
+            return run.finish(run.loop(on_step, checkpoint))
+
+
+class _Run:
+    """The state of one run."""
+
+    def __init__(self, recipe: Recipe, corpus: Corpus, device: torch.device) -> None:
+        self.recipe, self.device, self.corpus = recipe, device, corpus
+        self.steps, self.length = recipe.train.steps, recipe.data.seq_len
+        self.model: Decoder = build(recipe, device)
+        self.step = Step(recipe, self.model, compile=device.type == "cuda")
+        self.order = corpus.order(recipe.seed, self.length, self.steps * recipe.batch.sequences)
+        self.tokens = torch.from_numpy(_signed(corpus.tokens)).to(device) if device.type == "cuda" else None
+        self.slice: Validation = corpus.validation(self.length, recipe.evaluation.sequences)
+        self.slice_tokens = torch.from_numpy(np.asarray(self.slice.tokens, dtype=np.int64)).to(device)
+        self.factors = lr_factors(recipe)
+        self.clock = measure.StepClock(device)
+        self.losses = torch.full((self.steps,), math.nan, device=device)
+        self.norms = torch.full((self.steps,), math.nan, device=device)
+        self.points = evaluation_steps(recipe)
+        self.done = 0
+        self.curves: dict[str, list[list[float]]] = {"val_loss": []}
+        self.val_se = math.nan
+        self.peak_bytes = 0
+        self.resumed = 0
+
+    def windows(self, step: int) -> Tensor:
+        """The sequences of a step, [sequences, T + 1] token ids on the device."""
+        size = self.recipe.batch.sequences
+        starts = self.order[step * size : (step + 1) * size]
+        if self.tokens is not None:
+            index = torch.from_numpy(starts).to(self.device, non_blocking=True)[:, None]
+            return self.tokens[index + torch.arange(self.length + 1, device=self.device)].long()
+        rows = starts[:, None] + np.arange(self.length + 1)
+        return torch.from_numpy(self.corpus.tokens[rows].astype(np.int64))
+
+    def loop(self, on_step: OnStep | None, checkpoint: Checkpoint | None) -> int | None:
+        """Steps until the end; returns the step (1 is the first) whose loss was not finite, if one was."""
+        reported = saved = time.monotonic()
+        checked = self.done
+        every = CUDA_CHECK_STEPS if self.device.type == "cuda" else 1
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        while self.done < self.steps:
+            self._one_step()
+            evaluate = self.done in self.points
+            if evaluate or self.done - checked >= every or self.done == self.steps:
+                bad = (~torch.isfinite(self.losses[checked : self.done])).nonzero()
+                if len(bad):
+                    return checked + int(bad[0]) + 1
+                checked = self.done
+            if evaluate:
+                self._evaluate()
+            now = time.monotonic()
+            if on_step and (evaluate or (now - reported >= REPORT_SECONDS and checked == self.done)):
+                on_step(self._progress(evaluate))
+                reported = now
+            if checkpoint and now - saved >= checkpoint.every_seconds and self.done < self.steps:
+                self.save(checkpoint.path)
+                saved = now
+        return None
+
+    def _one_step(self) -> None:
+        windows = self.windows(self.done)
+        factor = self.factors[self.done]
+        # the second step meets every tensor of a step, the optimizer's state included
+        if self.device.type != "cuda" and not self.peak_bytes and self.done >= min(1, self.steps - 1):
+            with measure.TensorMemory() as memory:
+                loss, norm = self.step(windows, factor)
+            state = (t for entry in self.step.optimizer.state.values() for t in entry.values() if isinstance(t, Tensor))
+            held = (*self.model.parameters(), *self.model.buffers(), *state)
+            self.peak_bytes = memory.peak + sum(t.nbytes for t in held)
+        else:
+            with self.clock.step():
+                loss, norm = self.step(windows, factor)
+        self.losses[self.done], self.norms[self.done] = loss, norm
+        self.done += 1
+
+    def _evaluate(self) -> None:
+        losses = self.step.evaluate(self.slice_tokens).double()
+        self.val_se = float(losses.std() / math.sqrt(len(losses))) if len(losses) > 1 else math.nan
+        self.curves["val_loss"].append([self.done, self.done * self.recipe.batch_tokens, float(losses.mean())])
+
+    def _progress(self, evaluated: bool) -> Progress:
+        self.clock.read()
+        recent = self.clock.seconds[-20:]
+        return Progress(
+            self.done, self.steps, self.done * self.recipe.batch_tokens, float(self.losses[self.done - 1]),
+            self.curves["val_loss"][-1][2] if evaluated else None,
+            self.recipe.batch_tokens * len(recent) / sum(recent) if recent else None,
+        )  # fmt: skip
+
+    def finish(self, diverged_at: int | None) -> Result:
+        recipe, slice_ = self.recipe, self.slice
+        flops = measure.flops_per_token(self.model, recipe)
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+        peak = measure.peak_flops(name, recipe.train.precision)
+        metrics: dict[str, float] = {
+            "tokens": self.done * recipe.batch_tokens,
+            "epochs": self.done * recipe.batch_tokens / self.corpus.train_tokens,
+            "parameters": measure.parameter_count(self.model),
+            "flops_per_token": flops,
+            "kv_cache_bytes_per_token": measure.kv_cache_bytes_per_token(self.model),
+            "unigram_entropy": slice_.unigram_entropy,
+        }
+        if slice_.loss_floor is not None:
+            metrics["loss_floor"] = slice_.loss_floor
+        if slice_.entropy_rate is not None:
+            metrics["entropy_rate"] = slice_.entropy_rate
+        metrics |= self.clock.metrics(recipe, flops, peak)
+        if self.device.type == "cuda":
+            self.peak_bytes = torch.cuda.max_memory_allocated(self.device)
+        metrics |= measure.memory_metrics(self.model, self.step.optimizer, self.peak_bytes)
+        if diverged_at is not None:
+            metrics["diverged_at_step"] = diverged_at
+        else:
+            val_loss = self.curves["val_loss"][-1][2]
+            metrics["val_loss"], metrics["val_loss_se"] = val_loss, self.val_se
+            metrics["val_bpb"] = val_loss * slice_.targets / (math.log(2) * slice_.bytes)
+            metrics["train_loss"] = float(self.losses[-max(1, self.steps // 20) :].double().mean())
+        context = {
+            "flop_formula": measure.FLOP_FORMULA,
+            "peak_flops": peak,
+            "validation_sequences": len(slice_.tokens),
+            "excluded_from_speed": f"compilation, evaluation, data transfer, the first {measure.WARM_UP_STEPS} steps",
+            "resumed_at_step": self.resumed,
+        }
+        return Result(
+            status="finished" if diverged_at is None else "diverged",
+            cause="" if diverged_at is None else f"the loss was not finite at step {diverged_at} of {self.steps}",
+            metrics={key: float(value) for key, value in metrics.items() if math.isfinite(value)},
+            curves=self._thinned() | {key: [p for p in c if math.isfinite(p[2])] for key, c in self.curves.items()},
+            step_mode=self.step.mode,
+            context=context,
+        )
+
+    def _thinned(self, points: int = 100) -> dict[str, list[list[float]]]:
+        """Means of training loss and gradient norm over at most `points` equal stretches of the run."""
+        size = max(1, math.ceil(self.steps / points))
+        curves = {}
+        for name, values in (("train_loss", self.losses), ("gradient_norm", self.norms)):
+            read = values[: self.done].double().cpu().tolist()
+            chunks = [(end := min(i + size, self.done), read[i:end]) for i in range(0, self.done, size)]
+            means = [[end, end * self.recipe.batch_tokens, sum(chunk) / len(chunk)] for end, chunk in chunks]
+            curves[name] = [point for point in means if math.isfinite(point[2])]
+        return curves
+
+    def save(self, path: Path) -> None:
+        """Write the whole state of the run, atomically."""
+        self.clock.read()
+        state = {
+            "recipe": digest(self.recipe.to_dict()), "corpus": self.corpus.fingerprint, "done": self.done,
+            "model": self.model.state_dict(), "optimizer": self.step.optimizer.state_dict(),
+            "losses": self.losses, "norms": self.norms, "curves": self.curves, "val_se": self.val_se,
+            "seconds": self.clock.seconds, "peak_bytes": self.peak_bytes, "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+        }  # fmt: skip
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        with partial.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+
+    def load(self, path: Path) -> None:
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        if (state["recipe"], state["corpus"]) != (digest(self.recipe.to_dict()), self.corpus.fingerprint):
+            raise ValueError(f"{path} is a checkpoint of another recipe or corpus")
+        self.model.load_state_dict(state["model"])
+        self.step.optimizer.load_state_dict(state["optimizer"])
+        self.losses, self.norms, self.curves = state["losses"], state["norms"], state["curves"]
+        self.done = self.resumed = state["done"]
+        self.val_se, self.peak_bytes, self.clock.seconds = state["val_se"], state["peak_bytes"], state["seconds"]
+        torch.set_rng_state(state["rng"].cpu())
+        if state["cuda_rng"] is not None:
+            torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.device)
+
+
+def lr_factors(recipe: Recipe) -> list[float]:
+    """The learning rate of each step over its peak: linear warmup, then the schedule, which ends at the last step."""
+    steps = recipe.train.steps
+    warmup = round(recipe.train.warmup * steps)
+    after = max(1, steps - warmup)
+    return [
+        (step + 1) / warmup if step < warmup else float(recipe.lr_schedule.build((step + 1 - warmup) / after))
+        for step in range(steps)
+    ]
+
+
+def evaluation_steps(recipe: Recipe) -> set[int]:
+    """After which steps the validation slice is evaluated: evenly spaced, the last step always."""
+    points = min(recipe.evaluation.points, recipe.train.steps)
+    return {round((i + 1) * recipe.train.steps / points) for i in range(points)}
+
+
+def _seed(recipe: Recipe, device: torch.device) -> None:
+    """Give the device's default generators, which serve dropout alone, their stream."""
+    seed = stream_seed(recipe.seed, "dropout")
+    torch.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
+@contextmanager
+def _arithmetic(recipe: Recipe) -> Iterator[None]:
+    """Deterministic kernels where the recipe asks for them; the process is left as it was found."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if recipe.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(recipe.train.deterministic)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def _signed(tokens: np.ndarray) -> np.ndarray:
+    """uint16 as int32, for not every CUDA kernel indexes unsigned tensors."""
+    return np.asarray(tokens).astype(np.int32)

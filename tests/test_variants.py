@@ -1,0 +1,311 @@
+"""Every registered variant: contracts that hold for all of them, and equality with a reference for each of ours."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import ArrayCorpus, tiny
+from torch import nn
+
+from ablate.errors import UserError
+from ablate.model import Decoder, build
+from ablate.step import Step
+from ablate.train import lr_factors, train
+from ablate.variants import Choice, Variant, load_factors
+
+FACTORS = load_factors()
+OF_THE_MODEL = [v for name in ("attention", "activation", "norm", "position") for v in FACTORS[name]]
+ALL_TRAINED = OF_THE_MODEL + list(FACTORS["optimizer"]) + list(FACTORS["lr_schedule"])
+
+
+def name(variant: Variant) -> str:
+    return f"{variant.factor}-{variant.name}"
+
+
+def recipe_with(variant: Variant, **overrides):
+    return tiny(**{FACTORS[variant.factor].field.replace(".", "__"): variant.name} | overrides)
+
+
+def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=2e-6)
+
+
+# contracts
+
+
+@pytest.mark.parametrize("variant", [v for f in FACTORS.values() for v in f], ids=name)
+def test_says_what_it_is_and_where_it_comes_from(variant: Variant):
+    assert variant.doc.endswith(".") and len(variant.reference) > 5
+
+
+@pytest.mark.parametrize("variant", OF_THE_MODEL, ids=name)
+def test_is_causal(variant: Variant):
+    recipe = recipe_with(variant)
+    model = build(recipe, "cpu").eval()
+    tokens = torch.randint(0, 64, (2, 16))
+    changed = tokens.clone()
+    changed[:, 9:] = (changed[:, 9:] + 1) % 64
+    before, after = model(tokens), model(changed)
+    assert torch.equal(before[:, :9], after[:, :9])
+    assert not torch.allclose(before[:, 9:], after[:, 9:])
+
+
+@pytest.mark.parametrize("variant", OF_THE_MODEL, ids=name)
+def test_has_finite_gradients_everywhere_and_no_graph_break(variant: Variant):
+    model = build(recipe_with(variant), "cpu")
+    loss = torch.compile(model.loss, backend="eager", fullgraph=True)(torch.randint(0, 64, (2, 17))).mean()
+    loss.backward()
+    for parameter_name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), parameter_name
+        assert parameter.grad.abs().sum() > 0, parameter_name
+
+
+@pytest.mark.parametrize("variant", ALL_TRAINED, ids=name)
+def test_loss_falls(variant: Variant):
+    """From log(vocabulary) at the start; the corpus is a walk of three equally likely steps, so that log 3 is the floor."""
+    recipe = recipe_with(variant, train__steps=100)
+    result = train(recipe, corpus=ArrayCorpus(), device="cpu")
+    assert result.status == "finished"
+    assert math.log(3) < result.metrics["val_loss"] < math.log(recipe.model.vocab_size) - 0.8
+
+
+@pytest.mark.parametrize("variant", OF_THE_MODEL, ids=name)
+def test_runs_in_bf16_and_keeps_fp32_state(variant: Variant):
+    recipe = recipe_with(variant, train__precision="bf16")
+    model = build(recipe, "cpu")
+    step = Step(recipe, model, compile=False)
+    step(torch.randint(0, 64, (8, 17)), 1.0)
+    assert step.losses(torch.randint(0, 64, (2, 17))).dtype == torch.float32
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_a_variant_cannot_be_registered_twice():
+    with pytest.raises(ValueError, match="defined twice"):
+        FACTORS["norm"].variant("rmsnorm", reference="nowhere")(nn.Identity)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("layer_norm", "unknown norm 'layer_norm'; did you mean 'layernorm'?"),
+        ({"rmsnorm": {"epps": 1e-5}}, "norm 'rmsnorm' has no option 'epps'; did you mean 'eps'?"),
+        ({"rmsnorm": {"eps": "small"}}, "norm 'rmsnorm': eps: Input should be a valid number, not 'small'"),
+        ({"rmsnorm": {"eps": -1.0}}, "norm 'rmsnorm': eps: Input should be greater than 0, not -1.0"),
+        ({"rmsnorm": 3}, "options of norm 'rmsnorm' must be a mapping, not 3"),
+        (7, "expected a variant of norm (layernorm, rmsnorm) or one with options, such as {name: {option: value}}, not 7"),
+    ],
+)
+def test_a_wrong_choice_is_refused_with_what_was_meant(value, message: str):
+    with pytest.raises(UserError) as error:
+        FACTORS["norm"].choose(value)
+    assert str(error.value) == message
+
+
+# references
+
+
+def test_layernorm_equals_its_equation():
+    x = torch.randn(4, 7, 32) * 3 + 1
+    expected = (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+    close(FACTORS["norm"].choose("layernorm").build(32, True)(x), expected)
+
+
+def test_rmsnorm_equals_llamas():
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    x = torch.randn(4, 7, 32) * 3 + 1
+    close(FACTORS["norm"].choose({"rmsnorm": {"eps": 1e-6}}).build(32, False)(x), LlamaRMSNorm(32, eps=1e-6)(x))
+
+
+def test_activations_equal_torch_and_transformers():
+    from transformers.activations import ACT2FN
+
+    x, up = torch.randn(2, 5, 16), torch.randn(2, 5, 16)
+    choose = FACTORS["activation"].choose
+    close(choose("relu").build()(x), F.relu(x))
+    close(choose("gelu").build()(x), ACT2FN["gelu"](x))
+    close(choose({"gelu": {"approximate": "tanh"}}).build()(x), ACT2FN["gelu_new"](x))
+    close(choose("swiglu").build()(x, up), ACT2FN["silu"](x) * up)
+    close(choose({"swiglu": {"beta": 1.702}}).build()(x, up), x * torch.sigmoid(1.702 * x) * up)
+
+
+@pytest.mark.parametrize(("attention", "kv_heads"), [("mha", 4), ({"gqa": {"n_kv_heads": 2}}, 2), ("mqa", 1)])
+def test_attention_equals_llamas(attention, kv_heads: int):
+    """The whole attention layer, rotary embedding included, with the same weights."""
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
+
+    recipe = tiny(model__attention=attention, model__position="rope")
+    sizes = recipe.model
+    ours = sizes.attention.build(sizes)
+    rope = sizes.position.build(sizes.dim, sizes.head_dim, 16)
+    config = LlamaConfig(hidden_size=32, num_attention_heads=4, num_key_value_heads=kv_heads, max_position_embeddings=16,
+                         attn_implementation="eager")  # fmt: skip
+    theirs = LlamaAttention(config, layer_idx=0)
+    q, k, v = ours.qkv.weight.split([32, kv_heads * 8, kv_heads * 8])
+    with torch.no_grad():
+        for mine, layer in ((q, theirs.q_proj), (k, theirs.k_proj), (v, theirs.v_proj), (ours.out.weight, theirs.o_proj)):
+            layer.weight.copy_(mine)
+    x = torch.randn(2, 16, 32)
+    cos_sin = LlamaRotaryEmbedding(config)(x, torch.arange(16)[None])
+    mask = torch.full((16, 16), -torch.inf).triu(1)[None, None]
+    close(ours(x, rope.rotate), theirs(x, cos_sin, mask)[0])
+    assert ours.kv_width == 2 * kv_heads * 8
+
+
+def test_learned_positions_add_a_vector_per_position():
+    position = FACTORS["position"].choose("learned").build(32, 8, 16)
+    x = torch.randn(2, 10, 32)
+    close(position.embed(x), x + position.table(torch.arange(10)))
+    assert torch.equal(position.rotate(x), x)
+
+
+def test_rope_scores_depend_on_distance_alone():
+    rope = FACTORS["position"].choose("rope").build(32, 8, 64)
+    q, k = torch.randn(8), torch.randn(8)
+    turned_q, turned_k = rope.rotate(q.expand(1, 1, 64, 8))[0, 0], rope.rotate(k.expand(1, 1, 64, 8))[0, 0]
+    scores = turned_q @ turned_k.T
+    close(scores.diagonal(-3), scores.diagonal(-3)[:1].expand(61))
+    assert not torch.allclose(scores[5, 5], scores[5, 2])
+
+
+def test_our_decoder_equals_transformers_gpt2():
+    """The 2019 recipe end to end: learned positions, LayerNorm and biases, GELU, tied head."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    recipe = tiny(model__bias=True, model__tie_embeddings=True, model__activation={"gelu": {"approximate": "tanh"}})
+    ours = Decoder(recipe.model, 16).eval()
+    theirs = GPT2LMHeadModel(GPT2Config(vocab_size=recipe.model.vocab_size, n_positions=16, n_embd=32, n_layer=2, n_head=4)).eval()
+    t = theirs.transformer
+    with torch.no_grad():
+        ours.embedding.weight.copy_(t.wte.weight)
+        ours.position.table.weight.copy_(t.wpe.weight)
+        for block, other in zip(ours.blocks, t.h, strict=True):
+            for mine, conv in ((block.attention.qkv, other.attn.c_attn), (block.attention.out, other.attn.c_proj),
+                               (block.feed_forward.up, other.mlp.c_fc), (block.feed_forward.down, other.mlp.c_proj)):  # fmt: skip
+                mine.weight.copy_(conv.weight.T)
+                mine.bias.copy_(conv.bias.normal_())
+    tokens = torch.randint(0, 64, (3, 16))
+    torch.testing.assert_close(ours(tokens), theirs(tokens).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_our_decoder_equals_transformers_llama():
+    """The modern recipe end to end: GQA, SwiGLU, RMSNorm, RoPE."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    recipe = tiny(model__attention="gqa", model__activation="swiglu", model__norm="rmsnorm", model__position="rope")
+    sizes = recipe.model
+    ours = Decoder(sizes, 16).eval()
+    theirs = LlamaForCausalLM(LlamaConfig(
+        vocab_size=sizes.vocab_size, hidden_size=32, intermediate_size=sizes.ffn_dim, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=16, rms_norm_eps=1e-5, tie_word_embeddings=False)).eval()  # fmt: skip
+    with torch.no_grad():
+        theirs.model.embed_tokens.weight.copy_(ours.embedding.weight)
+        theirs.lm_head.weight.copy_(ours.head.weight)
+        for block, other in zip(ours.blocks, theirs.model.layers, strict=True):
+            a, m = other.self_attn, other.mlp
+            for layer, mine in zip((a.q_proj, a.k_proj, a.v_proj), block.attention.qkv.weight.split([32, 16, 16]), strict=True):
+                layer.weight.copy_(mine)
+            for layer, mine in zip((m.gate_proj, m.up_proj), block.feed_forward.up.weight.chunk(2), strict=True):
+                layer.weight.copy_(mine)
+            a.o_proj.weight.copy_(block.attention.out.weight)
+            m.down_proj.weight.copy_(block.feed_forward.down.weight)
+    tokens = torch.randint(0, 64, (3, 16))
+    torch.testing.assert_close(ours(tokens), theirs(tokens).logits, rtol=1e-4, atol=1e-5)
+
+
+def run_optimizer(make, steps: int = 30) -> list[torch.Tensor]:
+    torch.manual_seed(3)
+    parameters = [nn.Parameter(torch.randn(6, 5)), nn.Parameter(torch.randn(7))]
+    optimizer = make(parameters)
+    for i in range(steps):
+        for parameter in parameters:
+            parameter.grad = torch.sin(parameter.detach() * (i + 1)) + 0.1 * parameter.detach()
+        optimizer.step()
+    return [p.detach() for p in parameters]
+
+
+def ours(choice: Choice):
+    return lambda parameters: choice.build([parameters[0]], [parameters[1]])
+
+
+def groups(parameters, decay: float):
+    return [{"params": [parameters[0]], "weight_decay": decay}, {"params": [parameters[1]], "weight_decay": 0.0}]
+
+
+def test_adamw_equals_torchs():
+    choice = FACTORS["optimizer"].choose({"adamw": {"lr": 0.02, "weight_decay": 0.3}})
+    reference = run_optimizer(lambda p: torch.optim.AdamW(groups(p, 0.3), lr=0.02, betas=(0.9, 0.95), foreach=False))
+    for a, b in zip(run_optimizer(ours(choice)), reference, strict=True):
+        close(a, b)
+
+
+@pytest.mark.parametrize("options", [{}, {"lr": 0.3, "weight_decay": 0.1}, {"clip": 1.5, "decay": -0.5}])
+def test_adafactor_equals_torchs(options: dict):
+    choice = FACTORS["optimizer"].choose({"adafactor": options})
+    o = choice.options
+    reference = run_optimizer(
+        lambda p: torch.optim.Adafactor(groups(p, o["weight_decay"]), lr=o["lr"], beta2_decay=o["decay"], d=o["clip"], foreach=False)
+    )
+    for a, b in zip(run_optimizer(ours(choice)), reference, strict=True):
+        close(a, b)
+
+
+def test_lion_equals_its_published_algorithm():
+    class Published(torch.optim.Optimizer):
+        """arXiv:2302.06675, algorithm 2, one parameter and one line at a time."""
+
+        def __init__(self, parameters):
+            super().__init__(groups(parameters, 0.5), {"lr": 0.01})
+
+        def step(self, closure=None):
+            for group in self.param_groups:
+                for p in group["params"]:
+                    m = self.state[p].get("m", torch.zeros_like(p))
+                    c = 0.9 * m + 0.1 * p.grad
+                    p.data = p.data - 0.01 * (torch.sign(c) + group["weight_decay"] * p.data)
+                    self.state[p]["m"] = 0.99 * m + 0.01 * p.grad
+
+    choice = FACTORS["optimizer"].choose({"lion": {"lr": 0.01, "weight_decay": 0.5}})
+    for a, b in zip(run_optimizer(ours(choice)), run_optimizer(Published), strict=True):
+        close(a, b)
+
+
+@pytest.mark.parametrize("variant", list(FACTORS["optimizer"]), ids=name)
+def test_optimizers_do_not_read_from_the_device(variant: Variant):
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class NoReading(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            assert "_local_scalar_dense" not in str(func), "a scalar was read back to the host"
+            return func(*args, **(kwargs or {}))
+
+    with NoReading():
+        run_optimizer(ours(FACTORS["optimizer"].choose(variant.name)), steps=3)
+
+
+@pytest.mark.parametrize("variant", list(FACTORS["optimizer"]), ids=name)
+def test_weight_decay_skips_norms_biases_and_embeddings(variant: Variant):
+    recipe = tiny(optimizer={variant.name: {"weight_decay": 0.4}}, model__bias=True)
+    model = build(recipe, "cpu")
+    step = Step(recipe, model, compile=False)
+    decay = {id(p): g["weight_decay"] for g in step.optimizer.param_groups for p in g["params"]}
+    for parameter_name, parameter in model.named_parameters():
+        skipped = parameter.dim() == 1 or "embedding" in parameter_name or "position" in parameter_name
+        assert decay[id(parameter)] == (0.0 if skipped else 0.4), parameter_name
+    assert len(decay) == len(list(model.parameters()))
+
+
+def test_schedules_start_at_the_peak_and_end_where_they_say():
+    def factors(schedule) -> list[float]:
+        return lr_factors(tiny(lr_schedule=schedule, train__steps=100, train__warmup=0.1))
+
+    for schedule, final in (("cosine", 0.1), ({"linear": {"final": 0.0}}, 0.0), ("constant", 1.0)):
+        values = factors(schedule)
+        assert values[:10] == pytest.approx([i / 10 for i in range(1, 11)])
+        assert max(values) == 1.0 and values[-1] == pytest.approx(final)
+    assert factors("cosine")[54] == pytest.approx(0.55)
+    assert factors("linear")[54] == pytest.approx(0.5)
