@@ -1,0 +1,353 @@
+"""The command line: parse, call, print. What a command needs is imported inside it, so that help is instant."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.main import get_command
+
+from ablate import __version__
+from ablate.errors import UserError, near_miss
+
+if TYPE_CHECKING:
+    from ablate.design import Design
+
+FAILED, WRONG, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
+TRAIN_EXTRA = ("torch", "ray", "datasets", "tokenizers")
+"""What only training needs."""
+
+
+class Format(StrEnum):
+    table = "table"
+    json = "json"
+    csv = "csv"
+    markdown = "markdown"
+    latex = "latex"
+
+
+# fmt: off
+SuiteArg = Annotated[str, typer.Argument(metavar="SUITE", help="A shipped suite, or the path of a YAML file.")]
+NamedSuite = Annotated[str, typer.Argument(metavar="SUITE", help="The name of a suite that was run, or its path.")]
+Scale = Annotated[str | None, typer.Option(metavar="SCALE", help="Preset such as nano or 10m, instead of the suite's.")]
+OnlyScale = Annotated[str | None, typer.Option("--scale", metavar="SCALE", help="Only this scale.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a field; repeatable.")]
+Seeds = Annotated[int | None, typer.Option(metavar="N", help="So many seeds, instead of the suite's.")]
+Only = Annotated[str | None, typer.Option(metavar="CELL", help="Only cells with these levels: FACTOR=LEVEL,...")]
+Output = Annotated[Format, typer.Option("--format", help="How to print it.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Read the local mirror; ask no tracking server.")]
+# fmt: on
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code. What is the user's to mend is one line on stderr, and 2."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    command = get_command(app)
+    try:
+        with warnings.catch_warnings(), command.make_context("ablate", given or ["--help"]) as context:
+            warnings.showwarning = _warn
+            code = command.invoke(context)
+        sys.stdout.flush()
+        return code or 0
+    except typer.Exit as end:
+        return end.exit_code
+    except typer.TyperException as error:
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context else "ablate"
+        return _wrong(f"{error.format_message().rstrip('.')}; see {path} --help")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in TRAIN_EXTRA:
+            raise
+        return _wrong(f"this needs {error.name}, which is not installed: pip install 'ablate-bench[train]'")
+    except ValueError as error:
+        if not isinstance(error, UserError) and not type(error).__module__.startswith("registry."):
+            raise
+        return _wrong(str(error))
+
+
+def commands() -> list[str]:
+    """The names of all commands."""
+    return [info.callback.__name__ for info in app.registered_commands if info.callback]
+
+
+def _wrong(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return WRONG
+
+
+def _warn(message: Warning | str, category: type[Warning], *_: Any) -> None:
+    if category.__module__.partition(".")[0] in ("ablate", "registry"):
+        print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"ablate {__version__}")
+        raise typer.Exit
+
+
+def _design(suite: str, scale: str | None, settings: list[str] | None, seeds: int | None, only: str | None) -> Design:
+    from ablate.design import expand, parse_set
+    from ablate.suite import load_suite
+
+    return expand(load_suite(suite), scale=scale, overrides=parse_set(settings or ()), seeds=seeds, only=only)
+
+
+def _name(suite: str) -> str:
+    """The name under which a suite's results are recorded."""
+    if os.sep not in suite and not suite.endswith((".yaml", ".yml")):
+        return suite
+    from ablate.suite import load_suite
+
+    return load_suite(suite).name
+
+
+@app.callback()
+def ablate(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """What each choice in an LLM pretraining recipe does to quality, speed and memory, measured."""
+
+
+@app.command()
+def suites() -> None:
+    """List the shipped suites and what each asks."""
+    from ablate import render
+    from ablate.suite import shipped
+
+    rows = [[name, re.split(r"(?<=[.?!])\s", about)[0]] for name, (_, about) in shipped().items()]
+    render.table(["suite", "what it asks"], rows)
+
+
+@app.command()
+def show(suite: SuiteArg) -> None:
+    """Print a suite's YAML: a start for one of your own."""
+    from ablate.suite import load_suite, shipped
+
+    known = shipped()
+    sys.stdout.write(known[suite][0].read_text(encoding="utf-8") if suite in known else load_suite(suite).text)
+
+
+@app.command()
+def variants(
+    factor: Annotated[str | None, typer.Argument(metavar="FACTOR", help="Only this one, such as attention.")] = None,
+) -> None:
+    """List the variants of each factor and their options."""
+    from ablate import render
+    from ablate.variants import load_factors
+
+    factors = load_factors()
+    if factor is not None and factor not in factors:
+        raise UserError(f"unknown factor {factor!r}{near_miss(factor, factors)}")
+    chosen = [found for name, found in factors.items() if factor in (None, name)]
+    rows = [[one.field, v.name, v.doc, render.options(v), v.reference] for one in chosen for v in one]
+    render.table(["field", "variant", "what it is", "options", "reference"], rows)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of suites, for editors."""
+    from ablate.suite import json_schema
+
+    print(json.dumps(json_schema(), indent=2))
+
+
+@app.command()
+def doctor() -> int:
+    """Check what is installed, the devices, and the registry."""
+    from ablate.doctor import checks
+
+    found = list(checks())
+    for check in found:
+        print(f"{'ok' if check.ok else 'WRONG':<6} {check.name:<12} {check.text}")
+    return 0 if all(check.ok for check in found) else WRONG
+
+
+@app.command()
+def plan(
+    suite: SuiteArg,
+    scale: Scale = None,
+    settings: Settings = None,
+    seeds: Seeds = None,
+    only: Only = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one object per trial, for programs.")] = False,
+) -> None:
+    """Show what a run would do and cost; nothing is run."""
+    from ablate import render
+    from ablate.plan import make_plan
+    from registry.home import home
+
+    made = make_plan(_design(suite, scale, settings, seeds, only), home=home())
+    if as_json:
+        print(json.dumps(render.plan_data(made), indent=2))
+    else:
+        render.plan(made)
+
+
+@app.command()
+def run(
+    suite: SuiteArg,
+    scale: Scale = None,
+    settings: Settings = None,
+    seeds: Seeds = None,
+    only: Only = None,
+    address: Annotated[
+        str | None, typer.Option(metavar="RAY", envvar="RAY_ADDRESS", help="A Ray cluster, instead of this machine.")
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try again what ran out of memory or time, or crashed.")
+    ] = False,
+    workers: Annotated[int | None, typer.Option(metavar="N", help="Trials at once on each device.")] = None,
+    timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="The longest that a trial may take.")] = None,
+) -> int:
+    """Run the trials of a suite that have not been run here.
+
+    Ctrl-C keeps what is finished; the same command goes on from there.
+    """
+    from ablate import data, render
+    from ablate.plan import make_plan
+    from ablate.recipe import canonical_json
+    from registry import Spool, Store
+    from registry.home import home
+
+    design = _design(suite, scale, settings, seeds, only)
+    corpora = {canonical_json(trial.recipe.to_dict()["data"]): trial.recipe.data for trial in design.trials}
+    for corpus in corpora.values():
+        data.prepare(corpus, home() / "cache", lambda message: print(message, file=sys.stderr))
+    made = make_plan(design, home=home(), retry_failed=retry_failed, workers=workers)
+    # a board shows the whole design, also where only some of its cells are run now
+    whole = make_plan(_design(suite, scale, settings, seeds, None), home=home()) if only else made
+    print(render.summary(made), file=sys.stderr)
+    store = Store.open(home())
+    store.ingest(Spool(home()))
+    store.write_design(whole.design_record())
+    see = f"ablate leaderboard {design.suite.name} --scale {design.scale}"
+    if not made.pending:
+        print(f"see the results with: {see}", file=sys.stderr)
+        return FAILED if any(row.status != "finished" for row in made.rows) else 0
+
+    from ablate import scheduler
+
+    with render.Progress() as progress:
+        outcome = scheduler.run(
+            made.jobs(), home=home(), store=store, address=address, workers_per_device=workers, timeout=timeout, on_event=progress
+        )  # fmt: skip
+    if outcome.waiting_in_spool:
+        print(f"{outcome.waiting_in_spool} records wait in the spool for the tracking store", file=sys.stderr)
+    if outcome.interrupted:
+        print("interrupted; what is finished is kept, and the same command goes on from there", file=sys.stderr)
+        return 128 + outcome.interrupted
+    for record in (record for record in outcome.records if record.status != "finished"):
+        print(f"{record.trial_id} {render.outcome(record)}; see ablate logs {record.trial_id}", file=sys.stderr)
+    print(f"see the results with: {see}", file=sys.stderr)
+    return FAILED if outcome.missing or any(record.status != "finished" for record in outcome.records) else 0
+
+
+@app.command()
+def status(suite: NamedSuite, scale: OnlyScale = None) -> None:
+    """Show how the trials of a suite stand: recorded, running, missing."""
+    from ablate import render
+    from ablate.status import log_path, running
+    from registry import Leaderboard
+    from registry.home import home
+    from registry.leaderboard import RegistryEmpty
+
+    name = _name(suite)
+    active = [trial for trial in running(home()) if trial.suite == name]
+    try:
+        found = Leaderboard().suite(name, scale).trials()
+    except RegistryEmpty:
+        if not active:
+            raise
+    else:
+        counts = found[found["purpose"] == "primary"].groupby(["scale", "cell", "status"], sort=False).size()
+        rows = [[*map(str, key), str(number)] for key, number in counts.items()]
+        render.table(["scale", "cell", "status", "trials"], rows, right=["trials"])
+        for failed in found[found["status"] != "finished"].itertuples():
+            print(f"{failed.trial_id}  {failed.cell}  seed {failed.seed}  {failed.status}: {failed.cause}")
+            print(f"  {log_path(home(), str(failed.trial_id))}")
+    for trial in active:
+        print(f"{trial.trial_id}  {trial.label}  {trial.phase}  step {trial.step} of {trial.steps}")
+
+
+@app.command()
+def logs(
+    trial: Annotated[str, typer.Argument(metavar="TRIAL", help="Id of a trial, or its first digits.")],
+) -> None:
+    """Print what the last attempt at a trial wrote."""
+    from ablate.status import log_path
+    from registry.home import home
+
+    known = log_path(home(), "").parent.glob("*.log")
+    found = [path for path in known if path.stem.startswith(trial)]
+    if len(found) != 1:
+        what = f"{len(found)} logs begin with" if found else "no log here is of"
+        raise UserError(f'{what} {trial!r}; ablate query "SELECT trial_id, suite, cause FROM trials" lists trials')
+    sys.stdout.write(found[0].read_text(encoding="utf-8", errors="replace"))
+
+
+@app.command()
+def leaderboard(
+    suite: Annotated[
+        str | None, typer.Argument(metavar="SUITE", help="The name of a suite, or its path; all if not given.")
+    ] = None,
+    scale: OnlyScale = None,
+    where: Annotated[
+        list[str] | None, typer.Option(metavar="EXPR", help="Only trials for which this SQL holds; repeatable.")
+    ] = None,
+    sort: Annotated[str, typer.Option(metavar="METRIC", help="Rank by this metric.")] = "val_loss",
+    form: Output = Format.table,
+    offline: Offline = False,
+) -> None:
+    """Rank the cells of a suite, with their seeds aggregated.
+
+    Cells that the data cannot separate share a rank.
+    """
+    from ablate import render
+    from registry import Leaderboard
+    from registry.tables import render as show_frame
+
+    board = Leaderboard(offline=offline).sort(sort)
+    if suite is not None:
+        board = board.suite(_name(suite), scale)
+    for expression in [*(where or ()), *([f"scale = '{scale}'"] if scale and suite is None else ())]:
+        board = board.where(expression)
+    frame = board.frame()
+    show_frame(frame, form, render.console(), frame.attrs["notes"])
+
+
+@app.command()
+def query(
+    sql: Annotated[str, typer.Argument(metavar="SQL", help="One SELECT over trials, designs, cells and curves.")],
+    form: Output = Format.table,
+    offline: Offline = False,
+) -> None:
+    """Answer an SQL query over everything recorded.
+
+    The dialect is DuckDB's. `SELECT * FROM trials LIMIT 1` shows what there is.
+    """
+    import registry
+    from ablate import render
+    from registry.tables import render as show_frame
+
+    show_frame(registry.query(sql, offline=offline), form, render.console())

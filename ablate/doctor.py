@@ -1,0 +1,73 @@
+"""What must be in order before a run, checked one by one."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from registry import Spool, Store
+from registry.home import home
+
+LIBRARIES = ("torch", "ray", "mlflow", "datasets", "tokenizers", "duckdb", "pandas")
+TRAINING = ("torch", "ray", "datasets", "tokenizers")
+LITTLE_GIB = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing, whether it is in order, and what was found."""
+
+    name: str
+    ok: bool
+    text: str
+
+
+def checks() -> Iterator[Check]:
+    """Every check, in the order in which a run would meet the trouble."""
+    yield Check("python", sys.version_info >= (3, 11), f"{platform.python_version()} on {platform.platform()}")
+    for name in LIBRARIES:
+        there = importlib.util.find_spec(name) is not None
+        needed = "needed to train: pip install 'ablate-bench[train]'" if name in TRAINING else "reinstall ablate-bench"
+        yield Check(name, there, importlib.metadata.version(name) if there else f"not installed, {needed}")
+    if importlib.util.find_spec("torch") is not None:
+        yield _devices()
+    yield _folder(home())
+    yield _registry(home())
+
+
+def _devices() -> Check:
+    from ablate import environment
+
+    found = environment.expected()
+    memory = f", {found['device_memory_gib']} GiB" if "device_memory_gib" in found else ""
+    return Check(
+        "device",
+        True,
+        f"{found['device_type']}: {found['device']}{memory}; {found['cores']} cores, {found['memory_gib']} GiB",
+    )
+
+
+def _folder(folder: Path) -> Check:
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        return Check("ABLATE_HOME", False, f"{folder}: {there} cannot be written to")
+    free = shutil.disk_usage(there).free / 2**30
+    return Check("ABLATE_HOME", free >= LITTLE_GIB, f"{folder}, {free:.0f} GiB free")
+
+
+def _registry(folder: Path) -> Check:
+    try:
+        store = Store.open(folder, create=False)
+        trials, damaged = len(store.trials()), len(store.damaged())
+    except ValueError as error:
+        return Check("registry", False, str(error))
+    waiting = len(Spool(folder).records())
+    text = f"{store.name}: {trials} records, {waiting} waiting in the spool, {damaged} damaged"
+    return Check("registry", not damaged, text)

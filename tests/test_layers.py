@@ -1,0 +1,159 @@
+"""Imports point down the list of design.md, and reading results loads no trainer."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from registry_records import design, record
+
+from registry import Store
+
+ROOT = Path(__file__).resolve().parent.parent
+ENGINE = """
+    __main__ cli doctor render __init__ scheduler writer plan worker status lease train step measure environment design suite
+    _cells _suite_schema fingerprint model data corpus spec presets recipe variants _yaml errors
+""".split()
+"""The engine from the top down: a module imports only what stands to its right."""
+
+JOIN = {"cli", "doctor", "render", "plan", "scheduler", "writer", "worker", "status", "lease"}
+"""The modules of the engine that may use the registry."""
+
+
+def engine_module(path: Path) -> str:
+    """`model` for ablate/model.py, `variants` for everything in ablate/variants."""
+    return path.relative_to(ROOT / "ablate").parts[0].removesuffix(".py")
+
+
+def at_run_time(node: ast.AST) -> Iterator[ast.AST]:
+    """Every node but those under `if TYPE_CHECKING:`."""
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if not (isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"):
+            yield from at_run_time(child)
+
+
+def imports(path: Path) -> set[str]:
+    """The absolute dotted names that a file imports, anywhere in it but for type checkers."""
+    package = list(path.relative_to(ROOT).parent.parts)
+    found: set[str] = set()
+    for node in at_run_time(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            found |= {f"{module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if name in ("import_module", "__import__") and isinstance(node.args[0].value, str):
+                found.add(node.args[0].value)
+    return found
+
+
+def engine_files() -> list[Path]:
+    return sorted((ROOT / "ablate").rglob("*.py"))
+
+
+def registry_files() -> list[Path]:
+    return sorted((ROOT / "registry").rglob("*.py"))
+
+
+def uses(path: Path, package: str) -> bool:
+    return any(name.split(".")[0] == package for name in imports(path))
+
+
+def id_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", engine_files(), ids=id_of)
+def test_engine_imports_point_down(path: Path) -> None:
+    module = engine_module(path)
+    assert module in ENGINE, f"{module} has no place in the list"
+    below = ENGINE[ENGINE.index(module) :]
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] == "ablate":
+            inner = parts[1] if len(parts) > 1 and parts[1] in ENGINE else "__init__"
+            assert inner in below or name == "ablate.__version__", (
+                f"{id_of(path)} imports {name}, which stands above it"
+            )
+
+
+@pytest.mark.parametrize("path", engine_files(), ids=id_of)
+def test_only_some_modules_join_engine_and_registry(path: Path) -> None:
+    assert not uses(path, "registry") or engine_module(path) in JOIN
+
+
+@pytest.mark.parametrize("path", registry_files(), ids=id_of)
+def test_registry_stands_alone(path: Path) -> None:
+    for package in ("ablate", "torch", "ray"):
+        assert not uses(path, package)
+
+
+def test_ray_and_mlflow_are_imported_in_one_place_each() -> None:
+    files = engine_files() + registry_files()
+    assert [id_of(path) for path in files if uses(path, "ray")] == ["ablate/scheduler.py"]
+    assert [id_of(path) for path in files if uses(path, "mlflow")] == ["registry/store.py"]
+
+
+def loaded(code: str, home: Path) -> set[str]:
+    """The top-level modules in `sys.modules` after `code` ran in a fresh interpreter."""
+    report = "\nimport json, sys; print('\\n' + json.dumps(sorted({n.split('.')[0] for n in sys.modules})))"
+    environment = {"PATH": "", "PYTHONPATH": str(ROOT), "ABLATE_HOME": str(home)}
+    done = subprocess.run(
+        [sys.executable, "-c", code + report], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def command(*argv: str) -> str:
+    return f"from ablate.cli import main\nassert main({list(argv)!r}) == 0"
+
+
+def test_registry_loads_no_trainer(home: Path) -> None:
+    names = "\n".join(f"registry.{name}" for name in ("Leaderboard", "Store", "TrialRecord", "query"))
+    assert not loaded(f"import registry\n{names}", home) & {"torch", "ray", "ablate"}
+    assert not loaded("import registry", home) & {"torch", "ray", "ablate", "mlflow", "pandas", "duckdb"}
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with a result in it."""
+    folder = tmp_path_factory.mktemp("filled")
+    store = Store.open(folder, f"sqlite:///{folder / 'mlflow.db'}")
+    store.write_design(design([{"model.attention": "mha"}]))
+    store.write_trial(record())
+    return folder
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["run", "--help"],
+        ["suites"],
+        ["show", "quickstart"],
+        ["status", "attention"],
+        ["leaderboard"],
+        ["query", "SELECT * FROM trials"],
+    ],
+)
+def test_reading_commands_load_no_trainer(argv: list[str], filled: Path) -> None:
+    assert not loaded(command(*argv), filled) & {"torch", "ray"}
+
+
+def test_help_loads_no_heavy_library(home: Path) -> None:
+    assert not loaded(command("--help"), home) & {"torch", "ray", "mlflow", "pandas", "duckdb", "pydantic", "datasets"}
+
+
+def test_plan_loads_no_ray(home: Path) -> None:
+    found = loaded(command("plan", "quickstart", "--set", "data.source=synthetic"), home)
+    assert "torch" in found
+    assert "ray" not in found

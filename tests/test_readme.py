@@ -1,0 +1,48 @@
+"""The README says what the code does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import readme
+
+from ablate.cli import commands, main
+from ablate.suite import load_suite
+
+TEXT = readme.README.read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
+
+
+def test_generated_parts_have_not_drifted() -> None:
+    assert readme.generate(TEXT) == TEXT, "run make docs"
+
+
+def test_every_generated_part_is_there() -> None:
+    assert [found[2] for found in readme.SECTION.finditer(TEXT)] == ["suites", "variants", "help"]
+
+
+def test_every_command_is_documented() -> None:
+    assert set(commands()) <= set(re.findall(r"Usage: ablate (\w+)", TEXT))
+
+
+def test_its_suite_loads(tmp_path: Path) -> None:
+    (text,) = blocks("yaml")
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    assert load_suite(str(path)).factors
+
+
+def test_its_sql_runs(home: Path) -> None:
+    for line in re.findall(r'ablate query "(.*?)"', TEXT, re.DOTALL):
+        assert main(["query", line]) == 0
+
+
+def test_its_python_runs(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for block in blocks("python"):
+        if "@" not in block:
+            exec(compile(block, "README.md", "exec"), {})
