@@ -1,0 +1,491 @@
+"""Runs jobs with Ray Tune on whatever hardware there is. The only importer of ray.
+
+Three threads. The main thread takes signals, keeps the books and reports. The Ray thread starts Ray, runs `fit` and shuts Ray down
+(one thread from beginning to end: the kernel kills Ray's processes when the thread that started them ends). The writer thread takes
+records from the spool to the store, which may be slow or away. Tune's own state is thrown away: records decide what is done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import shutil
+import signal
+import tempfile
+import threading
+import time
+import uuid
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ablate import environment
+from ablate.errors import UserError
+from ablate.lease import lease_folder
+from ablate.status import Event, Finished, Message, Pace, Snapshot, log_path, running
+from ablate.worker import Contended, Job, Place, execute, make_record, reset, usable
+from ablate.writer import Writer
+from registry.locks import FileLock, TrialLock
+from registry.record import TrialRecord, attempt_key
+from registry.spool import Spool
+from registry.store import Store
+
+# read when Ray is imported, and inherited by its processes
+os.environ.update(
+    RAY_USAGE_STATS_ENABLED="0",
+    RAY_AIR_NEW_OUTPUT="0",
+    RAY_ENABLE_AUTO_CONNECT="0",  # or a dying `fit` starts another Ray
+    RAY_memory_monitor_refresh_ms="0",  # its kill crashes the whole `fit`
+    TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
+)
+import psutil  # noqa: E402  (Ray ships it)
+import ray  # noqa: E402
+from ray import tune  # noqa: E402
+from ray.tune.search import Searcher  # noqa: E402
+
+logging.getLogger("ray").setLevel(logging.CRITICAL)
+
+TRIES = 3
+"""How often a trial is given to a worker, if workers die over it."""
+SHUTDOWN_SECONDS = 3.0
+REPORT_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a run left: its records; trials that another run finished meanwhile; trials that nobody did; the signal that ended it."""
+
+    records: tuple[TrialRecord, ...]
+    elsewhere: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    interrupted: int | None = None
+    waiting_in_spool: int = 0
+
+
+def run(
+    jobs: Sequence[Job], *, home: Path, store: Store, address: str | None = None, workers_per_device: int | None = None,
+    timeout: float | None = None, on_event: Callable[[Event], None] = lambda event: None, trainer: str | None = None,
+) -> Outcome:  # fmt: skip
+    """Train `jobs` and put their records into `store`; blocks until that is done or SIGINT or SIGTERM came.
+
+    `address` is a Ray cluster's; without it Ray is started here, and nothing of it stays. `timeout` is in seconds per trial.
+    `on_event` is called in the calling thread, several times a second.
+
+    Raises:
+        UserError: the cluster does not answer, or has nothing to train on.
+    """
+    if not jobs:
+        return Outcome(records=())
+    return _Run(list(jobs), home, store, address, workers_per_device, timeout, on_event, trainer).run()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answer:
+    """What became of a row: a `record`, in JSON; `contended`; or neither, for its worker was lost because of `reason`."""
+
+    index: int
+    record: str | None = None
+    contended: Contended | None = None
+    reason: str = ""
+
+
+class _Run:
+    """The books of one run, kept by the main thread."""
+
+    def __init__(
+        self, jobs: list[Job], home: Path, store: Store, address: str | None, workers: int | None,
+        timeout: float | None, on_event: Callable[[Event], None], trainer: str | None,
+    ) -> None:  # fmt: skip
+        self.jobs, self.home, self.store, self.address, self.on_event = jobs, home, store, address, on_event
+        self.share = environment.share(workers)
+        self.environment = environment.describe(self.share.device, self.share.threads)
+        self.timeout, self.trainer = timeout, trainer
+        self.spool = Spool(home)
+        self.records: dict[str, TrialRecord] = {}
+        self.elsewhere: set[str] = set()
+        self.failure: Exception | None = None
+        self.signal: int | None = None
+        self.ended = threading.Event()
+        self.answers: queue.SimpleQueue[_Answer] = queue.SimpleQueue()
+        self.rows = _Rows(jobs, self.answers)
+        self.writer = Writer(store, self.spool)
+        self.pace = Pace({job.trial_id: job.estimated_seconds or 1.0 for job in jobs})
+
+    def run(self) -> Outcome:
+        self.writer.start()
+        others = set(psutil.Process().children())
+        with _signals(self._interrupt), _scratch() as self.scratch:
+            ray_thread = threading.Thread(target=self._ray, name="ray", daemon=True)
+            ray_thread.start()
+            self._watch()
+            self.rows.stop()
+            _end_ray(ray_thread, others, interrupted=self.signal is not None)
+            while not self.answers.empty():
+                self._take(0)
+        if self.failure is not None and not self.records:
+            raise self.failure
+        self.writer.finish(30.0 if self.signal is None else 1.0)
+        self._report()
+        if self.failure is not None:
+            self.on_event(Message(f"Ray failed: {_one_line(self.failure)}"))
+        ours = {record.record_id for record in self.records.values()}
+        done = self.records.keys() | self.elsewhere
+        return Outcome(
+            records=tuple(self.records.values()),
+            elsewhere=tuple(sorted(self.elsewhere)),
+            missing=tuple(job.trial_id for job in self.jobs if job.trial_id not in done),
+            interrupted=self.signal,
+            waiting_in_spool=sum(record.record_id in ours for record in self.spool.records()),
+        )
+
+    # The main thread
+
+    def _interrupt(self, number: int, frame: object) -> None:
+        self.signal = number
+
+    def _watch(self) -> None:
+        reported, trouble = 0.0, ""
+        while self.signal is None and not (self.ended.is_set() and self.answers.empty()):
+            self._take(0.1)
+            if time.monotonic() - reported >= REPORT_SECONDS:
+                self._report()
+                reported = time.monotonic()
+            if self.writer.trouble != trouble:
+                trouble = self.writer.trouble
+                self.on_event(
+                    Message(f"{trouble}; records wait in the spool" if trouble else "the tracking store answers again")
+                )
+
+    def _report(self) -> None:
+        mine = {job.trial_id for job in self.jobs} - self.records.keys()
+        now = tuple(status for status in running(self.home) if status.trial_id in mine)
+        failed = sum(record.status != "finished" for record in self.records.values())
+        done = self.records.keys() | self.elsewhere
+        self.on_event(
+            Snapshot(
+                total=len(self.jobs), done=len(done), failed=failed, running=now, seconds_left=self.pace.seconds_left(done, now)
+            )
+        )  # fmt: skip
+
+    def _take(self, timeout: float) -> None:
+        """Enter the next answer in the books."""
+        try:
+            answer = self.answers.get(timeout > 0, timeout)
+        except queue.Empty:
+            return
+        job, contended = self.jobs[answer.index], answer.contended
+        if answer.record is not None:
+            self._finished(answer.index, TrialRecord.from_json(answer.record))
+        elif contended is not None:
+            self.writer.ask(lambda: self._contended(answer.index, contended))
+        elif record := self.spool.find(self._key(job)):
+            self._finished(answer.index, record)  # its worker died right after writing it
+        elif self.rows.tries[answer.index] < TRIES:
+            self.rows.again(answer.index)
+        elif self.signal is None:
+            self._give_up(answer.index, answer.reason)
+
+    def _contended(self, index: int, contended: Contended) -> None:
+        """In the writer's thread: what a lock's counter says is looked up; the record may have gone to another store."""
+        trial_id = self.jobs[index].trial_id
+        if trial_id in self.store.statuses(contended.environment_id, self.jobs[index].purpose):
+            self.elsewhere.add(trial_id)
+            self.rows.settle(index)
+        else:
+            self.rows.again(index, contended.finished)
+
+    def _finished(self, index: int, record: TrialRecord) -> None:
+        self.rows.settle(index)
+        self.records[record.trial_id] = record
+        if self.address is not None:
+            self.spool.put(record)  # the worker's spool may lie on another machine's disk
+        self.writer.wake()
+        done = len(self.records) + len(self.elsewhere)
+        self.on_event(Finished(record=record, label=self.jobs[index].label, done=done, total=len(self.jobs)))
+
+    def _give_up(self, index: int, reason: str) -> None:
+        job = self.jobs[index]
+        lock = TrialLock(self.home, self._key(job))
+        if not lock.try_acquire():  # another run is at it
+            self.elsewhere.add(job.trial_id)
+            self.rows.settle(index)
+            return
+        cause = f"its worker died {TRIES} times ({reason or 'killed'}); see {log_path(self.home, job.trial_id)}"
+        record = make_record(job, self.environment, status="killed", cause=cause)
+        self.spool.put(record)
+        lock.mark_finished()
+        lock.release()
+        self._finished(index, record)
+
+    def _key(self, job: Job) -> str:
+        return attempt_key(job.trial_id, environment.environment_id(self.environment), job.purpose)
+
+    # The Ray thread
+
+    def _ray(self) -> None:
+        try:
+            workers, place = self._start()
+            for _ in range(TRIES):
+                if self.rows.open and self.signal is None:
+                    self.failure = self._fit(workers, place)
+        except Exception as error:
+            self.failure = error
+        finally:
+            self.ended.set()
+            ray.shutdown()
+
+    def _start(self) -> tuple[int, Place]:
+        """Start Ray or join the cluster; how many workers there may be, and where they work."""
+        share, most = self.share, self.share.devices * self.share.per_device
+        quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+        # errors of Ray's own processes are printed by a listener that no option turns off
+        ray._private.worker._worker_logs_enabled = False
+        if self.address is None:
+            workers = min(most, len(self.jobs))
+            ray.init(
+                address="local", include_dashboard=False, num_cpus=workers * share.threads,
+                num_gpus=share.devices if share.device == "cuda" else 0, object_store_memory=100 * 2**20,
+                _temp_dir=str(self.scratch), **quiet,
+            )  # fmt: skip
+        else:
+            try:
+                ray.init(address=self.address, **quiet)
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                raise UserError(f"Ray cluster {self.address}: {_one_line(error)}") from None
+            resources = ray.cluster_resources()
+            gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
+            device = "cuda" if gpus else "cpu"
+            per_device = share.per_device if device == share.device else environment.WORKERS_PER_GPU if gpus else 1
+            self.share = share = replace(share, device=device, devices=gpus or 1, per_device=per_device)
+            workers = min(gpus * per_device if gpus else cpus // share.threads, len(self.jobs))
+            if not workers:
+                raise UserError(f"Ray cluster {self.address}: it has no CPU to spare")
+        alone = "gpu" if share.device == "cuda" else "cpu" if workers == 1 and self.address is None else None
+        place = Place(home=self.home, device=share.device, threads=share.threads, lease=alone, timeout=self.timeout)
+        if self.trainer is not None:
+            place = replace(place, trainer=self.trainer)
+        if self.address is not None:
+            self._learn_environment()
+        return workers, place
+
+    def _learn_environment(self) -> None:
+        """Ask the cluster what it is, and leave out what was done there: only this machine was looked at before."""
+        known, share = environment.environment_id(self.environment), self.share
+        ask = ray.remote(environment.describe).options(
+            num_cpus=self._resources()["cpu"], num_gpus=self._resources().get("gpu", 0)
+        )
+        self.environment = ray.get(ask.remote(share.device, share.threads))
+        here = environment.environment_id(self.environment)
+        if here != known:
+            done = self.store.statuses(here)
+            for index, job in enumerate(self.jobs):
+                if job.trial_id in done:
+                    self.elsewhere.add(job.trial_id)
+                    self.rows.settle(index)
+
+    def _resources(self) -> dict[str, float]:
+        """What one worker takes."""
+        gpu = {"gpu": 1 / self.share.per_device} if self.share.device == "cuda" else {}
+        return {"cpu": self.share.threads} | gpu
+
+    def _fit(self, workers: int, place: Place) -> Exception | None:
+        """Give rows to workers until none is open, or Tune fails."""
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(workers)  # or they start one after the other
+        self.rows.begin(workers, by_shape=place.device == "cuda")
+        trainable = tune.with_resources(tune.with_parameters(Worker, jobs=self.jobs, place=place), self._resources())
+        tuner = tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(search_alg=self.rows, num_samples=-1, reuse_actors=True),
+            run_config=tune.RunConfig(
+                name=f"ablate-{uuid.uuid4().hex}", storage_path=str(self.scratch), verbose=0,
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False), callbacks=[self.rows.reasons],
+            ),
+        )  # fmt: skip
+        try:
+            tuner.fit()
+        except Exception as error:
+            return error
+        return None
+
+
+class Worker(tune.Trainable):
+    """A process that makes one attempt per `step`, reused for many."""
+
+    def setup(self, config: dict[str, Any], jobs: Sequence[Job], place: Place) -> None:  # type: ignore[override]
+        self.jobs, self.place = jobs, place
+        self.usable = True
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once a process, by deterministic trials
+        if place.lease == "gpu":
+            import torch
+
+            self.place = replace(place, lease=f"gpu-{torch.cuda.get_device_properties(0).uuid}")
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self.config = new_config
+        return True
+
+    def step(self) -> dict[str, Any]:
+        if not self.usable:
+            raise RuntimeError("the last trial left this process unable to use its device")
+        reset(self.place.device, self.place.threads)
+        job = replace(self.jobs[self.config["index"]], finished_before=self.config["finished_before"])
+        got = execute(job, self.place)
+        self.usable = usable(self.place.device)
+        answer = {"contended": got} if isinstance(got, Contended) else {"record": got.to_json()}
+        return {"done": True, **answer}
+
+
+class _Reasons(tune.Callback):
+    """Why trials of Tune failed, by Tune's trial id."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, str] = {}
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        error = trial.get_error()
+        self.found[trial.trial_id] = _one_line(error) if error else ""
+
+
+class _Rows(Searcher):
+    """Hands rows to Tune as workers come free. On request a worker gets a row of the shape that it compiled last.
+
+    A row is open until it is settled; what became of it is told in `answers`, and whoever reads them settles it or has it done
+    `again`.
+    """
+
+    def __init__(self, jobs: Sequence[Job], answers: queue.SimpleQueue[_Answer]) -> None:
+        super().__init__(metric="done", mode="max")
+        self.reasons = _Reasons()
+        self.open = set(range(len(jobs)))
+        self.tries: Counter[int] = Counter()
+        self._shapes = [job.shape for job in jobs]
+        self._finished_before = [job.finished_before for job in jobs]
+        self._waiting = deque(range(len(jobs)))
+        self._live: dict[str, int] = {}
+        self._answers = answers
+        self._freed: str | None = None
+        self._stopped = False
+
+    def begin(self, workers: int, *, by_shape: bool) -> None:
+        """A new `fit`; what the last one left unanswered is open."""
+        self._workers, self._by_shape = workers, by_shape
+        self._waiting.extendleft(self._live.values())
+        self._live.clear()
+
+    def settle(self, index: int) -> None:
+        self.open.discard(index)
+
+    def again(self, index: int, finished_before: int | None = None) -> None:
+        if finished_before is not None:
+            self._finished_before[index] = finished_before
+        self._waiting.append(index)
+
+    def stop(self) -> None:
+        self._stopped = True
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if self._stopped or not self.open:
+            return Searcher.FINISHED
+        if len(self._live) >= self._workers:
+            return None
+        index = self._next()
+        if index is None:
+            return None
+        self._live[trial_id] = index
+        self.tries[index] += 1
+        return {"index": index, "finished_before": self._finished_before[index]}
+
+    def _next(self) -> int | None:
+        waiting = [index for index in self._waiting if index in self.open]
+        if not waiting:
+            return None
+        chosen = waiting[0]
+        if self._by_shape:
+            taken = {self._shapes[index] for index in self._live.values()}
+            rank = {self._freed: 0} | dict.fromkeys(taken - {self._freed}, 2)
+            chosen = min(waiting, key=lambda index: rank.get(self._shapes[index], 1))
+            self._freed = None
+        self._waiting.remove(chosen)
+        return chosen
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        index = self._live.pop(trial_id)
+        if error or not result:
+            self._answers.put(_Answer(index=index, reason=self.reasons.found.get(trial_id, "")))
+            return
+        self._freed = self._shapes[index]
+        self._answers.put(_Answer(index=index, record=result.get("record"), contended=result.get("contended")))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune keeps a copy to resume from, and records say what is done."""
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        pass
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError
+
+
+def _end_ray(ray_thread: threading.Thread, others: set[psutil.Process], *, interrupted: bool) -> None:
+    """Shut Ray down, and kill what of it does not go. `others` are children of this process that are not Ray's."""
+    # listed before their parents die and they become somebody else's
+    processes = {
+        p for child in set(psutil.Process().children()) - others for p in (child, *child.children(recursive=True))
+    }
+    closing = threading.Thread(target=ray.shutdown, daemon=True) if interrupted else ray_thread
+    if interrupted:
+        closing.start()
+    closing.join(SHUTDOWN_SECONDS)
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=1)
+
+
+@contextmanager
+def _signals(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Take SIGINT and SIGTERM, where that can be done: in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A folder for the files of Ray and Tune. Those that killed drivers left are removed."""
+    root = Path(tempfile.gettempdir())
+    if len(str(root)) > 25:  # Ray puts Unix sockets there, whose paths may have 107 characters
+        root = Path("/tmp")
+    with FileLock(lease_folder() / "scratch.lock"):
+        for old in root.glob("ablate-ray-*"):
+            with contextlib.suppress(OSError):
+                lock = FileLock(old / "lock")
+                if lock.try_acquire():
+                    shutil.rmtree(old, ignore_errors=True)
+                    lock.release()
+        folder = Path(tempfile.mkdtemp(prefix="ablate-ray-", dir=root))
+        ours = FileLock(folder / "lock")
+        ours.acquire()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        ours.release()
+
+
+def _one_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1].strip()[:300]

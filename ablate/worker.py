@@ -1,0 +1,269 @@
+"""One attempt at a trial, from its lock to its record in the spool. It knows neither Ray nor MLflow."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import random
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ablate.environment import describe, environment_id
+from ablate.errors import UserError
+from ablate.lease import Lease
+from ablate.status import StatusFile, log_path
+from registry.locks import TrialLock
+from registry.record import TrialRecord, attempt_key, new_record_id
+from registry.spool import Spool
+
+if TYPE_CHECKING:
+    from ablate.train import OnStep, Progress, Result
+
+LONG_SECONDS, CHECKPOINT_SECONDS = 600.0, 300.0
+"""A trial that may take longer keeps its state this often."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What a worker needs to make one attempt; plain data.
+
+    `recipe` is `Recipe.to_dict()`; `shape` is equal for trials that can share a compiled step; `finished_before` is what the
+    trial's lock had counted before the driver listed what is done.
+    """
+
+    trial_id: str
+    cell_id: str
+    label: str
+    suite: str
+    scale: str
+    seed: int
+    recipe: dict[str, Any]
+    levels: dict[str, str]
+    corpus_fingerprint: str
+    code_fingerprint: str
+    shape: str
+    estimated_seconds: float | None
+    purpose: str
+    git_revision: str
+    git_dirty: bool
+    finished_before: int
+    ablate_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Contended:
+    """Somebody else finished the trial, in this environment, since the driver looked; `finished` is what its lock counts now."""
+
+    finished: int
+    environment_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where attempts are made: the registry's home, `cuda` or `cpu`, torch threads, and the lease's name, if there is one."""
+
+    home: Path
+    device: str
+    threads: int
+    lease: str | None
+    timeout: float | None = None
+    """Seconds that a trial may take, waiting for the device apart."""
+    trainer: str = "ablate.worker:train_job"
+    """Import path of a `Trainer`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hooks:
+    """What a trainer calls: `exclusive` is entered for the measured window, `phase` and `on_step` report."""
+
+    exclusive: AbstractContextManager[Any]
+    on_step: OnStep
+    phase: Callable[[Any], None]
+
+
+Trainer = Callable[[Job, Place, Hooks], "Result"]
+
+
+class TrialTimeout(Exception):
+    """A trial took longer than it may."""
+
+
+def execute(job: Job, place: Place) -> TrialRecord | Contended:
+    """Make one attempt at `job`. When this returns a record, the spool has it.
+
+    Waits while another process trains the same trial. What goes wrong in training is a status of the record; what is raised is
+    trouble with the disk.
+    """
+    environment = describe(place.device, place.threads)
+    key = attempt_key(job.trial_id, environment_id(environment), job.purpose)
+    lock, spool = TrialLock(place.home, key), Spool(place.home)
+    status = StatusFile(place.home, trial_id=job.trial_id, label=f"{job.label} seed {job.seed}", suite=job.suite)
+    try:
+        if not lock.try_acquire():
+            status.phase("wait")
+            lock.acquire()
+        try:
+            finished = lock.finished()
+            # the holder before us may have died after it spooled its record and before it counted it
+            if finished > job.finished_before or (not finished and spool.find(key)):
+                return Contended(finished, environment_id(environment))
+            status.phase("prepare")
+            record = _attempt(job, place, environment, status)
+            spool.put(record)
+            lock.mark_finished()
+            if record.status in ("finished", "diverged"):
+                _checkpoint_path(job, place).unlink(missing_ok=True)
+            return record
+        finally:
+            lock.release()
+    finally:
+        status.close()
+
+
+def _attempt(job: Job, place: Place, environment: dict[str, Any], status: StatusFile) -> TrialRecord:
+    started, began = _now(), time.monotonic()
+    lease = Lease(place.lease, on_wait=lambda: status.phase("wait"), on_start=lambda: status.phase("train"))
+
+    def on_step(progress: Progress) -> None:
+        status.progress(
+            step=progress.step, steps=progress.steps, loss=progress.train_loss, tokens_per_second=progress.tokens_per_second
+        )  # fmt: skip
+        if place.timeout is not None and time.monotonic() - began - lease.waited > place.timeout:
+            raise TrialTimeout(f"not done after {place.timeout:g} s, at step {progress.step} of {progress.steps}")
+
+    result = None
+    with _captured(log_path(place.home, job.trial_id)):
+        try:
+            result = _resolve(place.trainer)(job, place, Hooks(exclusive=lease, on_step=on_step, phase=status.phase))
+            ended, cause = result.status, result.cause
+        except Exception as error:
+            traceback.print_exc()
+            ended, cause = _failure(error)
+    seconds = {"total_seconds": time.monotonic() - began - lease.waited}
+    record = make_record(
+        job, environment, status=ended, cause=cause, started=started, exclusive=lease.exclusive, metrics=seconds
+    )
+    context = record.context | {"waited_seconds": round(lease.waited, 3)}
+    if result is None:
+        return replace(record, context=context)
+    return replace(
+        record, step_mode=result.step_mode, metrics=result.metrics | seconds, curves=result.curves, context=result.context | context
+    )  # fmt: skip
+
+
+def make_record(
+    job: Job, environment: dict[str, Any], *, status: str, cause: str, started: str | None = None, exclusive: bool = False,
+    metrics: dict[str, float] | None = None,
+) -> TrialRecord:  # fmt: skip
+    """The record of an attempt at `job` that ends now."""
+    now = _now()
+    return TrialRecord(
+        record_id=new_record_id(), trial_id=job.trial_id, cell_id=job.cell_id, purpose=job.purpose, suite=job.suite,
+        environment_id=environment_id(environment), environment=environment, status=status, cause=cause, scale=job.scale,
+        seed=job.seed, recipe=job.recipe, corpus_fingerprint=job.corpus_fingerprint, code_fingerprint=job.code_fingerprint,
+        git_revision=job.git_revision, git_dirty=job.git_dirty, ablate_version=job.ablate_version, exclusive=exclusive,
+        started_at=started or now, finished_at=now, metrics=metrics or {}, context={"levels": job.levels},
+    )  # fmt: skip
+
+
+def train_job(job: Job, place: Place, hooks: Hooks) -> Result:
+    """Prepare the corpus, or find it prepared, and train the recipe.
+
+    Raises:
+        UserError: the corpus is not the one that was planned with.
+    """
+    from ablate import data
+    from ablate.recipe import Recipe
+    from ablate.train import Checkpoint, train
+
+    recipe = Recipe.from_dict(job.recipe)
+    corpus = data.prepare(recipe.data, place.home / "cache")
+    if corpus.fingerprint != job.corpus_fingerprint:
+        raise UserError(f"the corpus changed: {corpus.fingerprint} here, {job.corpus_fingerprint} when it was planned")
+    hooks.phase("compile")
+    long = job.estimated_seconds is not None and job.estimated_seconds > LONG_SECONDS
+    checkpoint = Checkpoint(_checkpoint_path(job, place), CHECKPOINT_SECONDS) if long else None
+    return train(
+        recipe, hooks.on_step, corpus=corpus, device=place.device, exclusive=hooks.exclusive, checkpoint=checkpoint
+    )  # fmt: skip
+
+
+def reset(device: str, threads: int) -> None:
+    """Bring the process to the state in which every trial starts, however many it ran before."""
+    import numpy as np
+    import torch
+
+    torch.set_default_dtype(torch.float32)
+    torch.set_grad_enabled(True)
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.benchmark = False
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def usable(device: str) -> bool:
+    """Whether this process can still train: after some CUDA errors every later call fails too."""
+    import torch
+
+    if device == "cuda":
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            return False
+    return True
+
+
+def _failure(error: Exception) -> tuple[str, str]:
+    """Status and cause, in one line, of what a trial raised."""
+    import torch
+
+    text = " ".join(str(error).split())
+    cause = (text if isinstance(error, (UserError, TrialTimeout)) else f"{type(error).__name__}: {text}")[:500]
+    if isinstance(error, TrialTimeout):
+        return "timeout", cause
+    # the CPU's allocator has no exception of its own
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator: can't allocate memory" in text:
+        return "out_of_memory", cause
+    return "crashed", cause
+
+
+@contextmanager
+def _captured(path: Path) -> Iterator[None]:
+    """Send what this process prints, from Python and from C, to a file that starts empty."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = [os.dup(1), os.dup(2)]
+    try:
+        with path.open("w", buffering=1, encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+            yield
+    finally:
+        for target, descriptor in enumerate(kept, start=1):
+            os.dup2(descriptor, target)
+            os.close(descriptor)
+
+
+def _checkpoint_path(job: Job, place: Place) -> Path:
+    return place.home / "checkpoints" / f"{job.trial_id}-{job.purpose}.pt"
+
+
+def _resolve(path: str) -> Trainer:
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
