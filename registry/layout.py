@@ -35,12 +35,57 @@ class TaggedRun:
     tags: dict[str, str]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunContent:
+    """All that is written into the MLflow run of a record."""
+
+    record_id: str
+    experiment: str
+    name: str
+    status: str
+    span: tuple[int, int]
+    tags: dict[str, str]
+    params: dict[str, str]
+    metrics: list[tuple[str, float, int]]
+    artifact: tuple[str, str]
+
+
 @dataclass(frozen=True, slots=True)
 class Loaded(Generic[R]):
     """Records by the run that holds them, one run per record id, and the (run id, reason) of runs that hold none."""
 
     records: dict[str, R] = field(default_factory=dict)
     damaged: list[tuple[str, str]] = field(default_factory=list)
+
+
+def trial_run(record: TrialRecord, factors: dict[str, str]) -> RunContent:
+    """The run of a trial, with the design's labels for the levels of its factors."""
+    return RunContent(
+        record_id=record.record_id,
+        experiment=record.suite,
+        name=run_name(record, factors),
+        status={"finished": "FINISHED", "killed": "KILLED"}.get(record.status, "FAILED"),
+        span=(milliseconds(record.started_at), milliseconds(record.finished_at)),
+        tags=trial_tags(record),
+        params=params(record, factors),
+        metrics=metrics(record),
+        artifact=("record.json", record.to_json()),
+    )
+
+
+def design_run(design: DesignRecord) -> RunContent:
+    """The run of a design."""
+    return RunContent(
+        record_id=design.design_id,
+        experiment=design.suite,
+        name=f"design · {design.scale} · {len(design.trials)} trials",
+        status="FINISHED",
+        span=(milliseconds(design.created_at), milliseconds(design.created_at)),
+        tags=design_tags(design),
+        params={"kind": design.kind, "match": design.match},
+        metrics=[],
+        artifact=("design.json", design.to_json()),
+    )
 
 
 def trial_tags(record: TrialRecord) -> dict[str, str]:

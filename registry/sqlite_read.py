@@ -79,7 +79,8 @@ class FastReader:
 
     @contextmanager
     def _connect(self) -> Iterator[sqlite3.Connection]:
-        with closing(sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True, timeout=30)) as connection:
+        # Nothing is written here, but only a connection that may write can roll back what a killed writer left half done.
+        with closing(sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=rw", uri=True, timeout=30)) as connection:
             yield connection
 
 

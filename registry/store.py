@@ -11,7 +11,6 @@ import logging
 import os
 import shutil
 import socket
-import sqlite3
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from . import layout
-from .layout import COMPLETE, CURVES, ID, KIND, WRITER, Kind, TaggedRun
+from .layout import COMPLETE, CURVES, ID, KIND, WRITER, Kind, RunContent, TaggedRun
 from .locks import FileLock
 from .record import DesignRecord, TrialRecord
 from .spool import Spool
@@ -79,10 +78,9 @@ class Store:
             raise StoreError(
                 f"tracking store {store.uri}: MLflow no longer keeps runs in folders; use sqlite:///PATH or a server"
             )
-        if create and store.path and not store._fast:
+        if create and store._missing:
             with store._lock:
-                store._create_or_migrate(store.path, ours=store.uri == own)
-            store.__dict__.pop("_fast", None)
+                store._create()
         return store
 
     @property
@@ -98,32 +96,11 @@ class Store:
 
         `factors` maps a factor to the label of its level; by default `record.context["levels"]`.
         """
-        factors = {**record.context.get("levels", {})} if factors is None else factors
-        return self._write(
-            record.record_id,
-            layout.trial_tags(record),
-            suite=record.suite,
-            name=layout.run_name(record, factors),
-            params=layout.params(record, factors),
-            metrics=layout.metrics(record),
-            artifact=("record.json", record.to_json()),
-            span=(record.started_at, record.finished_at),
-            status={"finished": "FINISHED", "killed": "KILLED"}.get(record.status, "FAILED"),
-        )
+        return self._write(layout.trial_run(record, record.context.get("levels", {}) if factors is None else factors))
 
     def write_design(self, design: DesignRecord) -> str:
         """Put `design` into the store unless it is there, and give its run id."""
-        return self._write(
-            design.design_id,
-            layout.design_tags(design),
-            suite=design.suite,
-            name=f"design · {design.scale} · {len(design.trials)} trials",
-            params={"kind": design.kind, "match": design.match},
-            metrics=[],
-            artifact=("design.json", design.to_json()),
-            span=(design.created_at, design.created_at),
-            status="FINISHED",
-        )
+        return self._write(layout.design_run(design))
 
     def ingest(self, spool: Spool) -> int:
         """Take over what is spooled, and clear it; returns how many. Raises `StoreUnavailable`, leaving the rest
@@ -220,10 +197,17 @@ class Store:
 
     @cached_property
     def _client(self) -> MlflowClient:
+        """MLflow's client. First asked for outside of the lock, which it takes to see to the schema."""
         _import_quietly()
         from mlflow.tracking import MlflowClient
 
-        return MlflowClient(tracking_uri=self.uri)
+        try:
+            if self.path and self.path == self.home / "mlflow.db":
+                with self._lock:
+                    self._migrate(self.path)
+            return MlflowClient(tracking_uri=self.uri)
+        except Exception as error:  # MLflow, SQLAlchemy, Alembic and the drivers raise their own
+            raise StoreError(f"tracking store {self.name} cannot be used: {_one_line(error)}") from None
 
     def _search(self, kind: Kind | None, tags: dict[str, str], *, complete: bool = True) -> Iterator[Run]:
         wanted = {KIND: kind} | tags if kind else tags
@@ -244,56 +228,41 @@ class Store:
             if not (token := page.token):
                 return
 
-    def _write(
-        self,
-        record_id: str,
-        tags: dict[str, str],
-        *,
-        suite: str,
-        name: str,
-        params: dict[str, str],
-        metrics: list[tuple[str, float, int]],
-        artifact: tuple[str, str],
-        span: tuple[str, str],
-        status: str,
-    ) -> str:
-        writer = socket.gethostname()
-        start, end = map(layout.milliseconds, span)
+    def _write(self, content: RunContent) -> str:
+        client, writer, (start, end) = self._client, socket.gethostname(), content.span
         with self._lock, self._answering():
-            for run in list(self._search(None, {ID: record_id}, complete=False)):
+            for run in list(self._search(None, {ID: content.record_id}, complete=False)):
                 if COMPLETE in run.data.tags:
                     if run.info.status == "RUNNING":
-                        self._client.set_terminated(run.info.run_id, status, end)
+                        client.set_terminated(run.info.run_id, content.status, end)
                     return run.info.run_id
                 if run.data.tags.get(WRITER) == writer:
-                    self._client.delete_run(run.info.run_id)
-            experiment = self._experiment(suite)
-            run = self._client.create_run(experiment, start_time=start, run_name=name, tags=tags | {WRITER: writer})
-            self._log(run.info.run_id, params, metrics, end)
-            self._attach(run, *artifact)
-            self._client.set_tag(run.info.run_id, COMPLETE, str(datetime.now(UTC).date()))
-            self._client.set_terminated(run.info.run_id, status, end)
-            return run.info.run_id if self.path else self._smallest(record_id)
+                    client.delete_run(run.info.run_id)
+            tags = content.tags | {WRITER: writer}
+            experiment = self._experiment(content.experiment)
+            run = client.create_run(experiment, start_time=start, run_name=content.name, tags=tags)
+            self._log(run.info.run_id, content)
+            self._attach(run, *content.artifact)
+            client.set_tag(run.info.run_id, COMPLETE, str(datetime.now(UTC).date()))
+            client.set_terminated(run.info.run_id, content.status, end)
+            return run.info.run_id if self.path else self._smallest(content.record_id)
 
-    def _log(self, run_id: str, params: dict[str, str], metrics: list[tuple[str, float, int]], timestamp: int) -> None:
+    def _log(self, run_id: str, content: RunContent) -> None:
         from mlflow.entities import Metric, Param
 
-        pairs = [Param(key, value) for key, value in params.items()]
-        points = [Metric(key, value, timestamp, step) for key, value, step in metrics]
-        for first in range(0, max(len(pairs), 1), 100):
-            self._client.log_batch(run_id, params=pairs[first : first + 100])
+        params = [Param(key, value) for key, value in content.params.items()]
+        points = [Metric(key, value, content.span[1], step) for key, value, step in content.metrics]
+        for first in range(0, len(params), 100):
+            self._client.log_batch(run_id, params=params[first : first + 100])
         for first in range(0, len(points), 1000):
             self._client.log_batch(run_id, metrics=points[first : first + 1000])
 
     def _attach(self, run: Run, file_name: str, text: str) -> None:
         """The artifact is for a person in MLflow's UI; nothing of ours reads it."""
         root = urlsplit(run.info.artifact_uri)
-        if root.scheme in ("", "file"):
-            ours = self.path is not None and Path(unquote(root.path)).parents[2].is_dir()
-        else:
-            ours = True
-        if not ours or not self._artifacts:
-            return  # a folder of another machine, or one that has refused
+        elsewhere = root.scheme in ("", "file") and not Path(unquote(root.path)).parents[2].is_dir()
+        if elsewhere or not self._artifacts:
+            return  # a folder of another machine, or a place that has refused
         try:
             self._client.log_text(run.info.run_id, text, file_name)
         except Exception as error:  # artifact stores raise what their libraries raise
@@ -323,31 +292,31 @@ class Store:
             name, None if server else f"{(self.home / 'artifacts').as_uri()}/{_slug(name)}"
         )
 
-    def _create_or_migrate(self, path: Path, *, ours: bool) -> None:
-        """A database appears whole or not at all: MLflow takes two seconds to make one, and half of one breaks it for
-        good."""
-        if open_fast(path):
+    def _create(self) -> None:
+        """A database appears whole or not at all: MLflow takes two seconds to make one, and half of one stays broken."""
+        path = self.path
+        if path is None or path.exists():
             return  # another process was first
         _import_quietly()
-        from mlflow.store.db import utils
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f"{path.name}.new")
-            temporary.unlink(missing_ok=True)
-            made = SqlAlchemyStore(f"sqlite:///{temporary}", (self.home / "artifacts").as_uri())
-            made.engine.dispose()
-            os.replace(temporary, path)
-            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.name}.new")
+        temporary.unlink(missing_ok=True)
+        made = SqlAlchemyStore(f"sqlite:///{temporary}", (self.home / "artifacts").as_uri())
+        made.engine.dispose()
+        os.replace(temporary, path)
+
+    def _migrate(self, path: Path) -> None:
+        from mlflow.store.db import utils
+
+        engine = utils.create_sqlalchemy_engine_with_retry(self.uri)
         try:
-            engine = utils.create_sqlalchemy_engine_with_retry(self.uri)
-            if ours and utils._get_schema_version(engine) != utils._get_latest_schema_revision():
+            if utils._get_schema_version(engine) != utils._get_latest_schema_revision():
                 shutil.copy2(path, path.with_name(f"{path.name}.before-migration"))
                 utils._upgrade_db(engine)
+        finally:
             engine.dispose()
-        except Exception as error:
-            raise StoreError(f"{path}: not a database that this MLflow can use ({_one_line(error)})") from None
 
     @contextmanager
     def _answering(self) -> Iterator[None]:
@@ -357,14 +326,12 @@ class Store:
 
         try:
             yield
-        except (MlflowException, sqlite3.OperationalError) as error:
-            text = _one_line(error)
+        except MlflowException as error:
             server = urlsplit(self.uri).scheme in ("http", "https")
-            if (server and "API request to" in text) or "OperationalError" in text or "TEMPORARILY_UNAVAILABLE" in text:
-                reason = _why(error)
-                advice = "start it, or set MLFLOW_TRACKING_URI" if server else "is its folder writable?"
-                raise StoreUnavailable(f"tracking store {self.name} does not answer ({reason}): {advice}") from None
-            raise
+            if not (server and "API request to" in str(error)) and error.error_code != "TEMPORARILY_UNAVAILABLE":
+                raise
+            advice = "start it, or set MLFLOW_TRACKING_URI" if server else "is its folder writable?"
+            raise StoreUnavailable(f"tracking store {self.name} does not answer ({_why(error)}): {advice}") from None
 
 
 def _sqlite_path(uri: str) -> Path | None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from registry.record import DesignRecord, TrialRecord
+from registry.store import Store
 
 ENVIRONMENT = "env-cpu"
 
@@ -116,3 +120,25 @@ def design(
         "created_at": created_at,
     }
     return DesignRecord(**(base | fields))
+
+
+@functools.cache
+def _empty_database() -> bytes:
+    """An empty store's database: MLflow takes seconds to make one, so the tests of a session share it."""
+    with tempfile.TemporaryDirectory() as folder:
+        Store.open(Path(folder))
+        return (Path(folder) / "mlflow.db").read_bytes()
+
+
+def empty_store(home: Path) -> Store:
+    """A new local store in `home`."""
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "mlflow.db").write_bytes(_empty_database())
+    return Store.open(home)
+
+
+def as_api(store: Store) -> Store:
+    """The same store, read through MLflow's API."""
+    slow = Store(store.home, store.uri)
+    slow.__dict__["_fast"] = None
+    return slow
