@@ -230,9 +230,8 @@ def test_unreadable_files_are_refused_in_one_line(case: str, tmp_path: Path, cap
 
 
 @pytest.fixture
-def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def dataset(tmp_path: Path) -> Path:
     """A dataset as the hub has them: a folder with a file per split."""
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     folder = tmp_path / "dataset"
     folder.mkdir()
     jsonl(folder / "train.jsonl", TEXTS[:100], "body")

@@ -9,6 +9,7 @@ import itertools
 import json
 import shutil
 import sysconfig
+import tempfile
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
@@ -344,8 +345,10 @@ class Hub(Source):
         where = f"{self.name} ({split})"
         batch: list[str] = []
         total = documents = held = 0
-        with reading(where):
-            rows = load_dataset(self.name, self.config, split=split, revision=self.revision, streaming=True)
+        with tempfile.TemporaryDirectory() as scratch, reading(where):
+            rows = load_dataset(
+                self.name, self.config, split=split, revision=self.revision, streaming=True, cache_dir=scratch
+            )
             check_column(where, self.column, getattr(rows, "column_names", None) or [self.column])
             for row in rows:
                 text = text_of(where, row, self.column)
