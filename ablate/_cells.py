@@ -37,10 +37,11 @@ def cells(suite: Suite) -> list[dict[str, str]]:
     size = prod(map(len, labels.values())) if full else 1 + sum(len(known) - 1 for known in labels.values())
     if size > MAX_CELLS:
         raise suite.document.error(("factors",), f"make {size} cells; {MAX_CELLS} is the most")
-    candidates = [dict(zip(labels, row, strict=True)) for row in itertools.product(*labels.values())] if full else [
-        dict(suite.baseline),
-        *(dict(suite.baseline) | {factor: label} for factor in labels for label in labels[factor] if label != suite.baseline[factor]),
-    ]  # fmt: skip
+    if full:
+        candidates = [dict(zip(labels, row, strict=True)) for row in itertools.product(*labels.values())]
+    else:
+        changes = [{factor: label} for factor in labels for label in labels[factor] if label != suite.baseline[factor]]
+        candidates = [{**suite.baseline, **change} for change in ({}, *changes)]
     kept = [cell for cell in candidates if not any(_matches(cell, rule) for rule in suite.exclude)]
     if not kept:
         raise suite.document.error(("exclude",), "leaves no cell")
@@ -62,7 +63,9 @@ def _matches(cell: Levels, rule: Mapping[str, tuple[str, ...]]) -> bool:
 def recipes(
     suite: Suite, scale: str | None = None, overrides: Mapping[str, Any] = NOTHING
 ) -> list[tuple[dict[str, str], Recipe]]:
-    """Each cell and its recipe, with seed 0: the scale's preset, base, `overrides`, then the levels from outer fields to inner ones.
+    """Each cell and its recipe, with seed 0.
+
+    What comes later wins: the scale's preset, base, `overrides`, then the levels from outer fields to inner ones.
 
     Raises:
         SuiteError: at the line of the base key or level at fault.
@@ -121,9 +124,12 @@ class _Resolver:
         place: Place = ("base", key)
         if key == "seed":
             raise self.suite.document.error(place, "does not belong here; seeds are a key of their own")
-        if error := _failure(lambda: self.start.copy().set(key, value, self.suite.base_dir)):
-            place = _deepest(lambda new: self.start.copy().set(key, new, self.suite.base_dir), value, place)
-            raise self._error(place, key, error)
+
+        def attempt(new: Any) -> None:
+            self.start.copy().set(key, new, self.suite.base_dir)
+
+        if error := _failure(attempt, value):
+            raise self._error(_deepest(attempt, value, place), key, error)
         self.start.set(key, value, self.suite.base_dir)
 
     def _set_override(self, key: str, value: Any) -> None:
@@ -132,42 +138,43 @@ class _Resolver:
         for factor in self.suite.factors:
             if any(_decides(field, factor) for field in _leaves(key, value)):
                 raise UserError(f"--set {key}: {factor} is a factor of this suite; pick its levels with --only")
-        if error := _failure(lambda: self.start.set(key, value, Path.cwd())):
+        if error := _failure(self.start.set, key, value, Path.cwd()):
             raise UserError(printable(f"--set {key}: {_say(error, key)}"))
 
     def _blame(self, cell: Levels, values: Mapping[str, Any]) -> UserError:
         """An error for the levels that matter to a failure: the cell resolves with another level of the same factor."""
-        error = _failure(lambda: self._resolve(values))
+        error = _failure(self._resolve, values)
         assert error is not None
-        matter = [
-            factor for factor in values
-            if any(not _failure(lambda: self._resolve({**values, factor: other.value})) for other in self.suite.factors[factor])
-        ]  # fmt: skip
+        matter = [factor for factor in values if self._cured(factor, values)]
         if len(matter) > 1:
             together = " with ".join(f"{factor} {cell[factor]}" for factor in matter)
             message = f"{together} is impossible: {_say(error, '')}; list it under exclude"
             return self.suite.document.error(self._place(matter[0], cell), message)
-        start = _failure(lambda: self._resolve({}))
+        start = _failure(self._resolve, {})
         if not matter and start and not any(_within(_path(start), factor) for factor in cell):
             return self._blame_start(start)
-        alone = [factor for factor, value in values.items() if _failure(lambda: self._resolve({factor: value}))]
+        alone = [factor for factor, value in values.items() if _failure(self._resolve, {factor: value})]
         factor = (matter or alone or list(values))[0]
-        if not matter:
-            values = {factor: values[factor]} if alone else values
-            error = _failure(lambda: self._resolve(values)) or error
-        place = _deepest(lambda new: self._resolve({**values, factor: new}), values[factor], self._place(factor, cell))
-        return self._error(place, factor, error)
+        rest = {} if alone and not matter else {other: value for other, value in values.items() if other != factor}
+
+        def attempt(new: Any) -> None:
+            self._resolve({key: rest.get(key, new) for key in values if key in rest or key == factor})
+
+        place = _deepest(attempt, values[factor], self._place(factor, cell))
+        return self._error(place, factor, _failure(attempt, values[factor]) or error)
+
+    def _cured(self, factor: str, values: Mapping[str, Any]) -> bool:
+        return any(not _failure(self._resolve, {**values, factor: level.value}) for level in self.suite.factors[factor])
 
     def _blame_start(self, error: UserError) -> UserError:
+        """An error for the override, or else the key of base, without which there would be none."""
         for key in self.overrides:
             others = {other: value for other, value in self.overrides.items() if other != key}
-            if not _failure(lambda: _Resolver(self.suite, self.scale, others)._resolve({})):
+            if not _failure(_Resolver(self.suite, self.scale, others)._resolve, {}):
                 return UserError(printable(f"--set {key}: {_say(error, key)}"))
         for key in self.suite.base:
             others = {other: value for other, value in self.suite.base.items() if other != key}
-            if not _failure(
-                lambda: _Resolver(replace(self.suite, base=others), self.scale, self.overrides)._resolve({})
-            ):
+            if not _failure(_Resolver(replace(self.suite, base=others), self.scale, self.overrides)._resolve, {}):
                 return self._error(("base", key), key, error)
         return self._error(("base",), "", error)
 
@@ -179,22 +186,21 @@ class _Resolver:
         return self.suite.document.error(place, _say(error, key) + at)
 
 
-def _failure(attempt: Callable[[], Any]) -> UserError | None:
+def _failure(attempt: Callable[..., Any], *given: Any) -> UserError | None:
     try:
-        attempt()
+        attempt(*given)
     except UserError as error:
         return error
     return None
 
 
 def _deepest(attempt: Callable[[Any], Any], value: Any, place: Place) -> Place:
-    """The innermost key within `value` without which `attempt` succeeds; the name of a lone variant is passed through."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            rest = {other: kept for other, kept in value.items() if other != key}
-            variant = len(value) == 1 and isinstance(inner, dict) and _failure(lambda: attempt(rest))
-            if variant or not _failure(lambda: attempt(rest)):
-                return _deepest(lambda new: attempt(rest | {key: new}), inner, (*place, key))
+    """The innermost key in `value` without which `attempt` succeeds; the name of a lone variant is passed through."""
+    for key, inner in value.items() if isinstance(value, dict) else ():
+        rest = {other: kept for other, kept in value.items() if other != key}
+        cured = not _failure(attempt, rest)
+        if cured or (not rest and isinstance(inner, dict)):
+            return _deepest(lambda new, rest=rest, key=key: attempt({**rest, key: new}), inner, (*place, key))
     return place
 
 

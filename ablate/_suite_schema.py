@@ -20,7 +20,7 @@ KEYS: dict[str, str] = {
     "factors": "What varies: the levels of each dotted field. The options of a variant stand inside its level.",
     "design": "full: every combination; one_at_a_time: the baseline, and each other level alone.",
     "baseline": "The level of each factor that others are compared with; the first one where nothing is said.",
-    "exclude": "Cells to leave out: each entry gives levels of some factors, and takes out the cells that have them all.",
+    "exclude": "Cells to leave out: each entry gives levels of some factors; cells that have them all are left out.",
     "match": "What is held equal between the arms.",
     "tune": "Not available in this version.",
     "seeds": "How many (5 means 0 to 4), or a list of them.",
@@ -121,7 +121,7 @@ def _section(
             yield from inner.items()
         else:
             limits = [item for item in info.metadata if not isinstance(item, BeforeValidator)]
-            yield path, TypeAdapter(Annotated[kind, Field(), *limits]).json_schema()
+            yield path, TypeAdapter(Annotated[kind, Field(), *limits]).json_schema()  # pyright: ignore[reportInvalidTypeForm]
 
 
 def _choice(factor: Factor) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """A strict reader of YAML 1.2: plain data, and the line of every key and item.
 
-It works on the parser's events, so that tags, anchors and aliases are refused before anything is built from them, and resolves plain
-scalars by the core schema (YAML 1.2.2, section 10.3.2): `3e-4` is a float, `yes` and `2020-01-01` are text.
+It works on the parser's events, so that tags, anchors and aliases are refused before anything is built from them, and
+resolves plain scalars by the core schema (YAML 1.2.2, section 10.3.2): `3e-4` is a float, `yes` and `2020-01-01` are
+text.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.events import (
     AliasEvent,
     DocumentStartEvent,
-    Event,
     MappingEndEvent,
     MappingStartEvent,
     ScalarEvent,
@@ -50,7 +50,7 @@ class SuiteError(UserError):
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """What a file says: mappings, lists, text, numbers, booleans and nulls; `lines` holds the line of each path, from 1."""
+    """What a file says as plain data, with the line of each path, from 1."""
 
     where: str
     value: Any
@@ -58,8 +58,8 @@ class Document:
 
     def error(self, path: Path, message: str) -> SuiteError:
         """An error at `path`, with the line of the innermost part of it that the file has."""
-        known = (path[:n] for n in range(len(path), -1, -1))
-        return SuiteError(self.where, next((self.lines[p] for p in known if p in self.lines), 1), dotted(path), message)
+        known = next(path[:n] for n in range(len(path), -1, -1) if path[:n] in self.lines)
+        return SuiteError(self.where, self.lines[known], dotted(path), message)
 
 
 def read(text: bytes | str, where: str) -> Document:
@@ -129,7 +129,7 @@ class _Builder:
             raise SuiteError(self.where, event.start_mark.line + 1, "", "a second document starts; one file holds one")
         return Document(self.where, value, self.lines)
 
-    def _parse(self, text: str) -> Iterator[Event]:
+    def _parse(self, text: str) -> Iterator[Any]:
         try:
             yield from YAML(typ="safe", pure=True).parse(text)
         except MarkedYAMLError as error:
@@ -141,7 +141,7 @@ class _Builder:
             problem = " ".join(str(error).split("\n")[0].split())
             raise SuiteError(self.where, None, "", f"not YAML: {problem}") from None
 
-    def _value(self, event: Event, path: Path, outer: Path) -> Any:
+    def _value(self, event: Any, path: Path, outer: Path) -> Any:
         """The value that starts with `event`; `outer` is the path at which to report what is wrong with it."""
         line = event.start_mark.line + 1
         self.lines.setdefault(path, line)

@@ -37,7 +37,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Design:
-    """What a suite comes to at one scale. Trials are in the order of seeds, each with all cells: one that is cut short is balanced."""
+    """What a suite comes to at one scale. Trials go seed by seed, each with all cells: cut short, they are balanced."""
 
     suite: Suite
     scale: str
@@ -59,8 +59,9 @@ def expand(
 ) -> Design:
     """The cells and trials of a suite.
 
-    `overrides` come between the suite's base and its levels. A number of `seeds` takes the suite's first ones, and goes on with the
-    smallest unused. `only` keeps the cells with the given levels: `"attention=gqa,optimizer=lion"`, or labels by factor.
+    `overrides` come between the suite's base and its levels. A number of `seeds` takes the suite's first ones, and goes
+    on with the smallest unused. `only` keeps the cells with the given levels: `"attention=gqa,optimizer=lion"`, or
+    labels by factor.
 
     Raises:
         UserError: a cell that no recipe can be made of, an override of what is a factor, or nothing left.

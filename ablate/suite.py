@@ -1,6 +1,7 @@
 """Suites: a YAML file that declares factors and levels, read strictly.
 
-`load_suite` gives a `Suite` in which every cell is known to resolve, or a `SuiteError` that names file, line, key and what was meant.
+`load_suite` gives a `Suite` in which every cell is known to resolve, or a `SuiteError` that names file, line, key and
+what was meant.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ class Level:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suite:
-    """A suite as it was declared. Factors are dotted fields of a recipe; outside `factors`, levels are named by their labels.
+    """A suite as it was declared. Factors are dotted fields of a recipe; outside `factors`, levels go by their labels.
 
-    `base` holds the overrides without the scale; relative paths in it and in levels count from `base_dir`. `margin` is in nats per
-    token. Each of `contrasts` has `factor`, `level` and `against`. `document` knows the lines, for errors.
+    `base` holds the overrides without the scale; relative paths in it and in levels count from `base_dir`. `margin` is
+    in nats per token. Each of `contrasts` has `factor`, `level` and `against`. `document` knows the lines, for errors.
     """
 
     name: str
@@ -68,10 +69,10 @@ class Suite:
 
 
 def load_suite(name_or_path: str | Path) -> Suite:
-    """The shipped suite of that name, or the suite in that file: whatever has a path separator or ends in .yaml or .yml.
+    """The shipped suite of that name, or the file at that path: what has a path separator or ends in .yaml or .yml.
 
     Raises:
-        SuiteError: no such suite, a file that is not one, or a cell that no recipe can be made of at the suite's own scale.
+        SuiteError: no such suite, a file that is not one, or a cell that has no recipe at the suite's own scale.
     """
     path = _find(str(name_or_path))
     where = f"suites/{path.name}" if path.parent == _folder() else str(path)
@@ -185,7 +186,7 @@ def _factors(document: Document, value: Any) -> dict[str, tuple[Level, ...]]:
 
 
 def _labels(values: list[Any], categorical: bool) -> list[str]:
-    """The variant's name, with the options in which it differs from others of that name; numbers and text as they are."""
+    """The variant's name, with the options in which others of that name differ; numbers and text as they are."""
     if not categorical:
         return [_spell(value) for value in values]
     chosen = [_chosen(value) for value in values]

@@ -184,8 +184,11 @@ def test_settings_of_the_command_line_are_yaml() -> None:
         ["model.dim=128", "train.grad_clip=null", "data.source={files: {paths: [a, b=c]}}", "optimizer=lion"]
     )
     assert found == {
-        "model.dim": 128, "train.grad_clip": None, "data.source": {"files": {"paths": ["a", "b=c"]}}, "optimizer": "lion",
-    }  # fmt: skip
+        "model.dim": 128,
+        "train.grad_clip": None,
+        "data.source": {"files": {"paths": ["a", "b=c"]}},
+        "optimizer": "lion",
+    }
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -106,7 +107,8 @@ def test_outer_factors_are_set_before_inner_ones(load) -> None:
 def test_yaml_is_of_version_1_2() -> None:
     text = "a: 3e-4\nb: yes\nc: 2020-01-01\nd: 0o17\ne: 010\nf: '1'\ng: ~\nh: True\ni: [1., -.5]\nj:\n"
     assert read(text, "x").value == {
-        "a": 3e-4, "b": "yes", "c": "2020-01-01", "d": 15, "e": 10, "f": "1", "g": None, "h": True, "i": [1.0, -0.5], "j": None,
+        "a": 3e-4, "b": "yes", "c": "2020-01-01", "d": 15, "e": 10,
+        "f": "1", "g": None, "h": True, "i": [1.0, -0.5], "j": None,
     }  # fmt: skip
 
 
@@ -144,7 +146,7 @@ def test_shipped_names_and_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         suite.load_suite("mine")
     with pytest.raises(SuiteError, match="no suite is called 'atention'; did you mean 'attention'"):
         suite.load_suite("atention")
-    with pytest.raises(SuiteError, match="^none.yaml: no such file$"):
+    with pytest.raises(SuiteError, match=r"^none.yaml: no such file$"):
         suite.load_suite("none.yaml")
     with pytest.raises(SuiteError, match="no such file"):
         suite.load_suite("suites/")
@@ -153,7 +155,10 @@ def test_shipped_names_and_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_listing_the_shipped_suites_loads_no_torch() -> None:
-    code = "import sys; from ablate import suite; assert suite.shipped(); assert not {'torch', 'ray', 'mlflow'} & set(sys.modules)"
+    code = (
+        "import sys; from ablate import suite; assert suite.shipped(); "
+        "assert not {'torch', 'ray', 'mlflow'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -209,11 +214,33 @@ def test_the_schema_refuses_what_the_loader_refuses(
         load((tmp_path / "text").read_text())
 
 
-WORDS = [
-    "name", "x", "factors", "base", "scale", "nano", "model", "model.attention", "mha", "gqa", "n_kv_heads", "optimizer", "adamw", "lion", "lr",
-    "optimizer.lr", "design", "full", "baseline", "exclude", "seeds", "margin", "contrasts", "factor", "level", "against", "data.sources",
-    "data.source", "source", "weight", "model.dropout", "batch.tokens", "batch", "tokens", "train.steps", "model.n_heads", "model.dim", "tune",
-]  # fmt: skip
+WORDS = """
+    name x factors base scale nano model model.attention mha gqa n_kv_heads optimizer adamw lion lr
+    optimizer.lr design full baseline exclude seeds margin contrasts factor level against data.sources
+    data.source source weight model.dropout batch.tokens batch tokens train.steps model.n_heads model.dim tune
+""".split()
+MARKS = [
+    ": ",
+    "\n",
+    "\n  ",
+    "- ",
+    "[",
+    "]",
+    "{",
+    "}",
+    ", ",
+    "&a ",
+    "*a",
+    "!!int ",
+    "|",
+    ">",
+    "'",
+    '"',
+    "#",
+    "?",
+    "---\n",
+    "\t",
+]
 SCALARS = st.one_of(
     st.sampled_from(WORDS),
     st.none(),
@@ -228,15 +255,33 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS), inner, max_size=3),
     max_leaves=8,
 )
-SUITES = st.fixed_dictionaries(
-    {"name": st.just("x") | SCALARS, "factors": st.dictionaries(st.sampled_from(WORDS), st.lists(VALUES, max_size=3) | VALUES, max_size=3)},
-    optional={
-        "base": st.dictionaries(st.sampled_from(WORDS), VALUES, max_size=3) | VALUES, "baseline": VALUES, "exclude": VALUES,
-        "seeds": VALUES, "margin": VALUES, "contrasts": VALUES, "design": st.sampled_from(["full", "one_at_a_time"]) | VALUES,
-    },
-)  # fmt: skip
+
+
+def places(value: object, place: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [place, *(found for key, part in inner for found in places(part, (*place, key)))]
+
+
+@st.composite
+def broken_suites(draw: st.DrawFn) -> object:
+    """A good suite in which some values are replaced, left out or put under another key."""
+    top = [read(FULL, "x").value]
+    for _ in range(draw(st.integers(1, 3))):
+        *outer, last = draw(st.sampled_from(places(top)[1:]))
+        at: Any = top
+        for part in outer:
+            at = at[part]
+        if isinstance(at, dict) and draw(st.booleans()):
+            kept = at.pop(last)
+            if draw(st.booleans()):
+                at[draw(st.sampled_from(WORDS))] = kept
+        else:
+            at[last] = draw(VALUES)
+    return top[0]
+
+
 FUZZ = settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 
 
@@ -245,7 +290,11 @@ def load_or_refuse(path: Path, content: bytes) -> None:
     try:
         suite.load_suite(path)
     except SuiteError as error:
-        assert str(error).isprintable() and str(error).startswith(str(path))
+        message = str(error)
+    else:
+        return
+    assert message.isprintable()
+    assert message.startswith(str(path))
 
 
 @FUZZ
@@ -263,14 +312,14 @@ def test_random_bytes_are_refused_in_one_line(content: bytes, tmp_path: Path) ->
 
 
 @FUZZ
-@given(parts=st.lists(st.sampled_from([*WORDS, ": ", "\n", "\n  ", "- ", "[", "]", "{", "}", ", ", "&a ", "*a", "!!int ", "|", ">", "'", '"', "#", "?", "---\n", "\t"])))  # fmt: skip
+@given(parts=st.lists(st.sampled_from([*WORDS, *MARKS])))
 def test_random_yaml_is_refused_in_one_line(parts: list[str], tmp_path: Path) -> None:
     load_or_refuse(tmp_path / "x.yaml", "".join(parts).encode())
 
 
 @FUZZ
-@given(value=SUITES)
-def test_random_suites_are_taken_or_refused_in_one_line(value: dict, tmp_path: Path) -> None:
+@given(value=broken_suites())
+def test_random_suites_are_taken_or_refused_in_one_line(value: object, tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     with path.open("w", encoding="utf-8", errors="surrogatepass") as file:
         YAML(typ="safe", pure=True).dump(value, file)
