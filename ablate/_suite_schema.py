@@ -121,7 +121,7 @@ def _section(
             yield from inner.items()
         else:
             limits = [item for item in info.metadata if not isinstance(item, BeforeValidator)]
-            yield path, TypeAdapter(Annotated[kind, Field(), *limits]).json_schema()  # pyright: ignore[reportInvalidTypeForm]
+            yield path, TypeAdapter(Annotated[kind, Field(), *limits]).json_schema()  # pyright: ignore
 
 
 def _choice(factor: Factor) -> dict[str, Any]:
