@@ -217,8 +217,8 @@ def run(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try again what ran out of memory or time, or crashed.")
     ] = False,
-    workers: Annotated[int | None, typer.Option(metavar="N", help="Trials at once on each device.")] = None,
-    timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="The longest that a trial may take.")] = None,
+    workers: Annotated[int | None, typer.Option(metavar="N", min=1, help="Trials at once on each device.")] = None,
+    timeout: Annotated[float | None, typer.Option(metavar="SECONDS", min=1, help="The longest that a trial may take.")] = None,
 ) -> int:
     """Run the trials of a suite that have not been run here.
 
@@ -247,20 +247,22 @@ def run(
         return FAILED if any(row.status != "finished" for row in made.rows) else 0
 
     from ablate import scheduler
+    from ablate.display import Display
 
-    with render.Progress() as progress:
+    with Display(render.console(stderr=True), design.suite.name) as display:
         outcome = scheduler.run(
-            made.jobs(), home=home(), store=store, address=address, workers_per_device=workers, timeout=timeout, on_event=progress
+            made.jobs(), home=home(), store=store, address=address, workers_per_device=workers, timeout=timeout, on_event=display
         )  # fmt: skip
     if outcome.waiting_in_spool:
         print(f"{outcome.waiting_in_spool} records wait in the spool for the tracking store", file=sys.stderr)
     if outcome.interrupted:
         print("interrupted; what is finished is kept, and the same command goes on from there", file=sys.stderr)
         return 128 + outcome.interrupted
-    for record in (record for record in outcome.records if record.status != "finished"):
-        print(f"{record.trial_id} {render.outcome(record)}; see ablate logs {record.trial_id}", file=sys.stderr)
+    failed = [record.trial_id for record in outcome.records if record.status != "finished"]
+    for trial_id in failed:
+        print(f"what a failed trial wrote: ablate logs {trial_id}", file=sys.stderr)
     print(f"see the results with: {see}", file=sys.stderr)
-    return FAILED if outcome.missing or any(record.status != "finished" for record in outcome.records) else 0
+    return FAILED if failed or outcome.missing else 0
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""What a person sees of plans and runs, as text. It computes nothing; results are shown by `registry.tables`."""
+"""What a person sees of suites, variants and plans, as text. Results are shown by `registry.tables`, runs by `ablate.display`."""
 
 from __future__ import annotations
 
@@ -8,17 +8,13 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress_bar import ProgressBar
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
     from ablate.plan import Plan
-    from ablate.status import Event, Snapshot
     from ablate.variants import Variant
-    from registry.record import TrialRecord
 
 WIDE = 10_000
 """Columns where the output is no terminal: nothing is folded."""
@@ -130,57 +126,3 @@ def plan_data(made: Plan) -> dict[str, Any]:
 
 def _counts(statuses: Iterable[str]) -> str:
     return ", ".join(f"{number} {status.replace('_', ' ')}" for status, number in Counter(statuses).items())
-
-
-def outcome(record: TrialRecord) -> str:
-    """How a trial ended, on one line."""
-    if record.status != "finished":
-        return f"{record.status.replace('_', ' ')}: {' '.join(record.cause.split())}"
-    return f"val_loss {record.metrics['val_loss']:.4f}, {duration(record.metrics.get('total_seconds'))}"
-
-
-class Progress:
-    """The events of a run on stderr: a line per finished trial, and on a terminal what runs now below them."""
-
-    def __init__(self) -> None:
-        self._console = console(stderr=True)
-        self._live = Live(console=self._console, auto_refresh=False, transient=True)
-
-    def __enter__(self) -> Progress:
-        if self._console.is_terminal:
-            self._live.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._live.stop()
-
-    def __call__(self, event: Event) -> None:
-        from ablate.status import Finished, Message
-
-        if isinstance(event, Message):
-            self._console.print(Text(event.text))
-        elif isinstance(event, Finished):
-            record = event.record
-            self._console.print(
-                Text(f"{event.done}/{event.total}  {event.label}  seed {record.seed}  {outcome(record)}")
-            )
-        elif self._live.is_started:
-            self._live.update(_now(event), refresh=True)
-
-
-def _now(snapshot: Snapshot) -> Group:
-    """The bar of a run and a line for each trial that a worker has."""
-    head = Table.grid(padding=(0, 2))
-    failed = f", {snapshot.failed} failed" if snapshot.failed else ""
-    left = f", about {duration(snapshot.seconds_left)} left" if snapshot.seconds_left is not None else ""
-    head.add_row(
-        ProgressBar(total=snapshot.total, completed=snapshot.done, width=30),
-        Text(f"{snapshot.done} of {snapshot.total} done{failed}, {len(snapshot.running)} running{left}"),
-    )
-    trials = Table.grid(padding=(0, 2))
-    for trial in snapshot.running:
-        steps = f"step {trial.step} of {trial.steps}" if trial.steps else ""
-        loss = f"loss {trial.loss:.3f}" if trial.loss is not None else ""
-        speed = f"{trial.tokens_per_second:,.0f} tokens/s" if trial.tokens_per_second else ""
-        trials.add_row(*map(Text, (trial.label, trial.phase, steps, loss, speed)))
-    return Group(head, trials)

@@ -29,3 +29,27 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "home"
     monkeypatch.setenv("ABLATE_HOME", str(path))
     return path
+
+
+@pytest.fixture(scope="session")
+def filled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The home of a finished suite `attention`, two cells with two seeds."""
+    from registry_records import design, record
+
+    from registry import Store
+
+    cells = [{"model.attention": "mha"}, {"model.attention": "gqa"}]
+    folder = tmp_path_factory.mktemp("filled")
+    store = Store.open(folder, f"sqlite:///{folder / 'mlflow.db'}")
+    store.write_design(design(cells))
+    for number, levels in enumerate(cells):
+        for seed in range(2):
+            store.write_trial(record(levels, seed, loss=3 + number + seed / 100))
+    return folder
+
+
+@pytest.fixture
+def filled(filled_folder: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An `ABLATE_HOME` with results, for tests that read."""
+    monkeypatch.setenv("ABLATE_HOME", str(filled_folder))
+    return filled_folder

@@ -10,18 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from registry_records import design, record
-
-from registry import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 ENGINE = """
-    __main__ cli doctor render __init__ scheduler writer plan worker status lease train step measure environment design suite
+    __main__ cli doctor render __init__ display scheduler writer plan worker status lease train step measure environment design suite
     _cells _suite_schema fingerprint model data corpus spec presets recipe variants _yaml errors
 """.split()
 """The engine from the top down: a module imports only what stands to its right."""
 
-JOIN = {"cli", "doctor", "render", "plan", "scheduler", "writer", "worker", "status", "lease"}
+JOIN = {"cli", "doctor", "render", "display", "plan", "scheduler", "writer", "worker", "status", "lease"}
 """The modules of the engine that may use the registry."""
 
 
@@ -122,16 +119,6 @@ def test_registry_loads_no_trainer(home: Path) -> None:
     names = "\n".join(f"registry.{name}" for name in ("Leaderboard", "Store", "TrialRecord", "query"))
     assert not loaded(f"import registry\n{names}", home) & {"torch", "ray", "ablate"}
     assert not loaded("import registry", home) & {"torch", "ray", "ablate", "mlflow", "pandas", "duckdb"}
-
-
-@pytest.fixture(scope="module")
-def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home with a result in it."""
-    folder = tmp_path_factory.mktemp("filled")
-    store = Store.open(folder, f"sqlite:///{folder / 'mlflow.db'}")
-    store.write_design(design([{"model.attention": "mha"}]))
-    store.write_trial(record())
-    return folder
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pytest
 import readme
 
 from ablate.cli import commands, main
@@ -37,12 +36,12 @@ def test_its_suite_loads(tmp_path: Path) -> None:
     assert load_suite(str(path)).factors
 
 
-def test_its_sql_runs(home: Path) -> None:
+def test_its_sql_runs(filled: Path) -> None:
     for line in re.findall(r'ablate query "(.*?)"', TEXT, re.DOTALL):
         assert main(["query", line]) == 0
 
 
-def test_its_python_runs(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_its_python_runs(filled: Path) -> None:
     for block in blocks("python"):
         if "@" not in block:
             exec(compile(block, "README.md", "exec"), {})

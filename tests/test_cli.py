@@ -1,0 +1,226 @@
+"""The command line: what it prints, where, and how it exits."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ablate.cli import commands, main
+from ablate.suite import shipped
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = ["--set", "data.source=synthetic", "--set", "train.tokens=8192"]
+
+
+def left_in(home: Path) -> set[str]:
+    """What lies in a home, but for the copy of the registry that is made for reading."""
+    return {path.name for path in home.glob("*")} - {"mirror"}
+
+
+@pytest.fixture
+def ablate(capsys: pytest.CaptureFixture[str]):
+    """Run a command: its exit code, stdout and stderr."""
+
+    def call(*argv: str) -> tuple[int, str, str]:
+        code = main(list(argv))
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def refused(ablate, home: Path):
+    """Run a command that is the user's mistake: its one line, with nothing else printed and nothing left behind."""
+
+    def call(*argv: str) -> str:
+        code, out, err = ablate(*argv)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert err.startswith("error: ")
+        assert left_in(home) == set()
+        return err
+
+    return call
+
+
+def test_no_arguments_print_help(ablate) -> None:
+    code, out, err = ablate()
+    assert (code, err) == (0, "")
+    assert all(f"\n  {name} " in out for name in commands())
+    assert ablate("--help") == (code, out, err)
+
+
+def test_version(ablate) -> None:
+    assert ablate("--version")[:2] == (0, "ablate 0.1.0\n")
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["nonsense"], "No such command 'nonsense'"),
+        (["plan"], "Missing argument"),
+        (["plan", "nonsense"], "no suite is called 'nonsense'"),
+        (["plan", "quickstar"], "did you mean 'quickstart'?"),
+        (["plan", "nowhere.yaml"], "nowhere.yaml: no such file"),
+        (["plan", "quickstart", "--scale", "huge"], "unknown scale 'huge'"),
+        (["plan", "quickstart", "--seeds", "0"], "--seeds must be from 1"),
+        (["plan", "quickstart", "--seeds", "many"], "--seeds"),
+        (["plan", "quickstart", "--set", "model.dim"], "must be field=value"),
+        (["plan", "quickstart", "--set", "model.dimm=3"], "did you mean 'model.dim'?"),
+        (["plan", "quickstart", "--set", "train.steps=-1"], "train.steps"),
+        (["plan", "quickstart", "--only", "attention=nope"], "'nope' is not a level"),
+        (["plan", "quickstart", "--wrong"], "No such option: --wrong"),
+        (["run", "quickstart", "--set", "optimizer.lr=fast"], "optimizer"),
+        (["run", "quickstart", "--workers", "0"], "--workers"),
+        (["variants", "atention"], "did you mean 'attention'?"),
+        (["leaderboard", "--format", "xml"], "--format"),
+        (["leaderboard"], "no results yet"),
+        (["query", "SELECT 1"], "no results yet"),
+        (["status", "quickstart"], "no results yet"),
+        (["logs", "0123"], "no log here is of '0123'"),
+    ],
+)
+def test_mistakes_get_one_line(argv: list[str], says: str, refused) -> None:
+    assert says in refused(*argv)
+
+
+def test_missing_train_extra_is_named(refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith(("ablate.variants.", "ablate.suite"))]:
+        monkeypatch.delitem(sys.modules, name)
+    from ablate.variants import load_factors
+
+    load_factors.cache_clear()
+    monkeypatch.setitem(sys.modules, "torch", None)
+    try:
+        assert "pip install 'ablate-bench[train]'" in refused("run", "quickstart")
+    finally:
+        load_factors.cache_clear()
+
+
+def test_suites_and_show(ablate) -> None:
+    code, out, _ = ablate("suites")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()[2:]] == list(shipped())
+    assert ablate("show", "quickstart")[1] == (ROOT / "suites" / "quickstart.yaml").read_text()
+
+
+def test_variants_of_one_factor(ablate) -> None:
+    code, out, _ = ablate("variants", "norm")
+    assert code == 0
+    assert {line.split()[1] for line in out.splitlines()[2:]} == {"layernorm", "rmsnorm"}
+
+
+def test_schema_is_a_json_schema(ablate) -> None:
+    import jsonschema
+
+    code, out, _ = ablate("schema")
+    assert code == 0
+    jsonschema.Draft202012Validator.check_schema(json.loads(out))
+
+
+def test_plan_prints_every_cell_and_writes_nothing(ablate, home: Path) -> None:
+    code, out, err = ablate("plan", "quickstart", *SMALL)
+    assert (code, err) == (0, "")
+    assert out.count("swiglu") == 2
+    assert "8 trials; 8 to run" in out
+    assert left_in(home) == set()
+
+
+def test_plan_as_json_has_every_trial(ablate, home: Path) -> None:
+    code, out, _ = ablate("plan", "quickstart", *SMALL, "--seeds", "3", "--only", "attention=mha", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert [trial["seed"] for trial in found["trials"]] == [0, 0, 1, 1, 2, 2]
+    assert all(trial["pending"] and trial["parameters"] > 0 for trial in found["trials"])
+    assert len({trial["trial_id"] for trial in found["trials"]}) == 6
+
+
+def test_leaderboard_in_every_format(ablate, filled: Path) -> None:
+    shown = {form: ablate("leaderboard", "attention", "--format", form) for form in ("table", "markdown", "latex")}
+    assert all(code == 0 and "mha" in out and "gqa" in out for code, out, _ in shown.values())
+    rows = json.loads(ablate("leaderboard", "attention", "--format", "json")[1])["rows"]
+    assert [(row["attention"], row["n"], row["val_loss"]) for row in rows] == [("mha", 2, 3.005), ("gqa", 2, 4.005)]
+    table = list(csv.DictReader(io.StringIO(ablate("leaderboard", "--format", "csv")[1])))
+    assert [float(row["val_loss"]) for row in table] == [3.005, 4.005]
+
+
+def test_leaderboard_filters_and_sorts(ablate, filled: Path) -> None:
+    argv = [
+        "leaderboard",
+        "attention",
+        "--sort",
+        "tokens_per_second",
+        "--where",
+        "attention = 'gqa'",
+        "--format",
+        "json",
+    ]
+    assert [row["attention"] for row in json.loads(ablate(*argv)[1])["rows"]] == ["gqa"]
+    assert ablate("leaderboard", "--where", "nonsense = 1")[0] == 2
+    assert ablate("leaderboard", "--sort", "val_los")[2].count("did you mean") == 1
+
+
+def test_leaderboard_takes_the_path_of_a_suite(ablate, filled: Path) -> None:
+    assert "gqa" in ablate("leaderboard", str(ROOT / "suites" / "attention.yaml"))[1]
+
+
+def test_query_reads_and_never_writes(ablate, filled: Path) -> None:
+    code, out, _ = ablate("query", "SELECT count(*) AS n FROM trials", "--format", "csv")
+    assert (code, out) == (0, "n\n4\n")
+    assert ablate("query", "DROP TABLE trials")[0] == 2
+    assert ablate("query", "SELECT * FROM nowhere")[2].count("\n") == 1
+
+
+def test_status_counts_trials(ablate, filled: Path) -> None:
+    code, out, _ = ablate("status", "attention")
+    assert code == 0
+    assert [line.split()[-2:] for line in out.splitlines()[2:]] == [["finished", "2"], ["finished", "2"]]
+
+
+def test_logs_finds_a_trial_by_its_first_digits(ablate, home: Path) -> None:
+    (home / "logs").mkdir(parents=True)
+    (home / "logs" / "abcdef0123456789.log").write_text("step 1\n")
+    assert ablate("logs", "abc") == (0, "step 1\n", "")
+
+
+def test_doctor_finds_all_in_order(ablate, home: Path) -> None:
+    code, out, _ = ablate("doctor")
+    assert code == 0
+    assert "WRONG" not in out
+    assert left_in(home) == set()
+
+
+def test_doctor_names_what_is_wrong(ablate, home: Path) -> None:
+    home.write_text("a file where the folder should be")
+    code, out, _ = ablate("doctor")
+    assert code == 2
+    assert "WRONG  ABLATE_HOME" in out
+
+
+@pytest.mark.parametrize("argv", ["--help", "leaderboard --format csv"])
+def test_a_closed_pipe_is_quiet(argv: str, filled: Path) -> None:
+    script = f"{sys.executable} -m ablate {argv} | true; echo ${{PIPESTATUS[0]}}"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+    assert done.stdout in ("0\n", "141\n")
+
+
+@pytest.mark.fire
+def test_run_then_nothing_to_run(ablate, home: Path) -> None:
+    code, _, err = ablate("run", "quickstart", *SMALL, "--seeds", "1", "--only", "attention=mha")
+    assert code == 0
+    assert err.count("val_loss") == 2
+    ray = sys.modules.pop("ablate.scheduler")
+    code, _, err = ablate("run", "quickstart", *SMALL, "--seeds", "1", "--only", "attention=mha")
+    assert (code, "nothing to run" in err) == (0, True)
+    assert "ablate.scheduler" not in sys.modules
+    sys.modules["ablate.scheduler"] = ray
+    out = ablate("leaderboard", "quickstart", "--format", "json")[1]
+    assert [row["n"] for row in json.loads(out)["rows"]] == [1, 1]
