@@ -153,6 +153,7 @@ class _Identity:
     code: str
     corpus_tokens: int
     corpus_exact: bool
+    note: str | None
     parameters: int
     flops: int
     memory: float
@@ -170,8 +171,7 @@ class _Identities:
         from ablate.fingerprint import code_fingerprint
         from ablate.model import build
 
-        sources = {"sources": recipe.to_dict()["data"]["sources"], "tokenizer": recipe.data.tokenizer.to_dict()}
-        peek = self._once(("corpus", digest(sources)), lambda: data.peek(recipe.data, self.cache))
+        peek = self._once(("corpus", digest(recipe.to_dict()["data"])), lambda: data.peek(recipe.data, self.cache))
         selected = sorted({(c.variant.build.__module__, c.variant.build.__qualname__) for c in recipe.choices().values()})
         code = self._once(("code", tuple(selected)), lambda: code_fingerprint(selected))
 
@@ -182,7 +182,7 @@ class _Identities:
         parameters, flops = self._once(("model", digest([recipe.model.model_dump(mode="json"), recipe.data.seq_len])), sizes)
         return _Identity(
             recipe.trial_id(peek.fingerprint, code), recipe.cell_id(peek.fingerprint, code), peek.fingerprint, code,
-            peek.train_tokens, peek.exact, parameters, flops, measure.estimated_memory(recipe, parameters),
+            peek.train_tokens, peek.exact, peek.note, parameters, flops, measure.estimated_memory(recipe, parameters),
         )  # fmt: skip
 
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
@@ -237,7 +237,7 @@ def _matmul_rate(threads: int) -> float:
 
 def _warnings(rows: list[Row], ids: list[_Identity]) -> list[str]:
     """What a user should know before spending anything."""
-    found = []
+    found = sorted({i.note for i in ids if i.note})
     most = max(rows, key=lambda row: row.epochs)
     if most.epochs > 1:
         about = "" if all(i.corpus_exact for i in ids) else "about "

@@ -13,25 +13,25 @@ from typing import Any
 
 def _scale(
     *, dim: int, n_layers: int, n_heads: int, vocab: int, seq_len: int, sequences: int, micro: int, tokens: int,
-    lr: float, adafactor_lr: float = 0.01, precision: str = "bf16", points: int = 20, evaluation: int = 2**20,
+    lr: float, adafactor_lr: float = 0.01, warmup: float = 0.02, precision: str = "bf16", points: int = 20, evaluation: int = 2**20,
 ) -> dict[str, Any]:  # fmt: skip
     return {
         "model": {
             "dim": dim, "n_layers": n_layers, "n_heads": n_heads,
-            "attention": "mha", "activation": "gelu", "norm": "layernorm", "position": "learned",
+            "attention": "mha", "activation": "swiglu", "norm": "rmsnorm", "position": "rope",
         },
         "optimizer": {"adamw": {"lr": lr}, "lion": {"lr": lr / 5, "weight_decay": 0.5}, "adafactor": {"lr": adafactor_lr}},
         "lr_schedule": "cosine",
         "batch": {"sequences": sequences, "micro_limit": micro},
         "data": {"source": "stdlib", "tokenizer": {"bpe": {"vocab_size": vocab}}, "seq_len": seq_len},
-        "train": {"tokens": tokens, "precision": precision},
+        "train": {"tokens": tokens, "warmup": warmup, "precision": precision},
         "evaluation": {"tokens": evaluation, "points": points},
     }  # fmt: skip
 
 
 SCALES: dict[str, dict[str, Any]] = {
     "nano": _scale(dim=64, n_layers=2, n_heads=4, vocab=1024, seq_len=128, sequences=8, micro=8, tokens=300_000,
-                   lr=3e-3, adafactor_lr=0.05, precision="fp32", points=5, evaluation=2**14),
+                   lr=5e-3, adafactor_lr=0.05, warmup=0.1, precision="fp32", points=5, evaluation=2**14),
     "1m": _scale(dim=128, n_layers=4, n_heads=4, vocab=8192, seq_len=512, sequences=32, micro=32, tokens=60_000_000, lr=2e-3),
     "10m": _scale(dim=384, n_layers=6, n_heads=6, vocab=8192, seq_len=512, sequences=32, micro=32, tokens=340_000_000, lr=1e-3),
     "30m": _scale(dim=512, n_layers=10, n_heads=8, vocab=8192, seq_len=512, sequences=128, micro=32, tokens=800_000_000, lr=1e-3),
