@@ -133,12 +133,12 @@ def _numbers(values: list[Any]) -> bool:
 def _print_table(
     console: Console, context: str, names: list[str], cells: list[list[str]], numeric: list[bool], notes: Sequence[str]
 ) -> None:
-    """Headers break at their underscores; metrics from the right on are left out where the terminal is too narrow."""
+    """Headers break at their underscores; where the terminal is too narrow metrics are left out, the last ones first."""
     headers = [_HEADERS.get(name, name.replace("_", "\n")) for name in names]
     columns = [[cell_len(word) for word in header.split("\n")] for header in headers]
     widths = [max([*column, *(cell_len(row[i]) for row in cells)]) for i, column in enumerate(columns)]
     kept = list(range(len(names)))
-    spare = [i for i in kept if names[i] in METRICS and METRICS[names[i]].kind != "quality"]
+    spare = [i for i in kept if names[i] in METRICS][1:]
     while spare and sum(widths[i] + 2 for i in kept) - 2 > console.width:
         kept.remove(spare.pop())
     if context:

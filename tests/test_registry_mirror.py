@@ -1,0 +1,209 @@
+"""The mirror is the store's copy: complete, incremental, and of no consequence if it breaks."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from registry_records import as_api, design, empty_store, recipe, record
+
+from registry import mirror
+from registry.layout import flatten
+from registry.mirror import Mirror, sync
+from registry.record import TrialRecord
+from registry.sql import Sandbox, column_names
+from registry.sqlite_read import FastReader
+from registry.store import Store
+
+
+def seeds(copy: Mirror) -> list[int]:
+    return sorted(copy.trials["seed"].to_pylist())
+
+
+def folder(home: Path) -> Path:
+    (found,) = (home / "mirror").iterdir()
+    return found
+
+
+def test_only_new_records_are_fetched_and_deleted_ones_vanish(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = empty_store(home)
+    runs = [store.write_trial(record(seed=seed)) for seed in range(3)]
+    store.write_design(design([{"model.attention": "mha"}]))
+    assert seeds(sync(store)) == [0, 1, 2]
+    fetched: list[list[str]] = []
+    read = FastReader.runs
+
+    def watched(self: Any, run_ids: list[str]) -> Any:
+        fetched.append(run_ids)
+        return read(self, run_ids)
+
+    monkeypatch.setattr(FastReader, "runs", watched)
+    new = store.write_trial(record(seed=3))
+    store._client.delete_run(runs[0])
+    copy = sync(store)
+    assert seeds(copy) == [1, 2, 3]
+    assert copy.designs.num_rows == 1
+    assert fetched == [[new], []]
+    assert seeds(sync(store, offline=True)) == [1, 2, 3]
+
+
+def test_an_unchanged_mirror_is_not_written(home: Path) -> None:
+    store = empty_store(home)
+    store.write_trial(record())
+    sync(store)
+    before = {path.name: path.stat().st_mtime_ns for path in folder(home).iterdir()}
+    sync(store)
+    assert {path.name: path.stat().st_mtime_ns for path in folder(home).iterdir()} == before
+
+
+@pytest.mark.parametrize("damage", ["broken", "version", "columns"])
+def test_a_mirror_that_cannot_be_used_is_made_again(home: Path, damage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = empty_store(home)
+    store.write_trial(record())
+    sync(store)
+    path = folder(home) / "trials.parquet"
+    if damage == "broken":
+        path.write_bytes(path.read_bytes()[:100])
+    elif damage == "version":
+        monkeypatch.setattr(mirror, "VERSION", "next")
+    else:
+        pq.write_table(pa.table({"run_id": ["x"]}).replace_schema_metadata({"version": mirror.VERSION}), path)
+    assert seeds(sync(store)) == [0]
+    assert seeds(sync(store, offline=True)) == [0]
+
+
+def test_settings_of_other_types_and_other_recipes_share_a_table(home: Path) -> None:
+    store = empty_store(home)
+    values: list[Any] = [1, 2.5, "auto", True, None, [1, 2]]
+    for seed, value in enumerate(values):
+        store.write_trial(record(seed=seed, recipe=recipe() | {"depth": value, f"only_{seed}": seed}))
+        sync(store)
+    copy = sync(store)
+    found = dict(zip(copy.trials["seed"].to_pylist(), copy.trials["recipe.depth"].to_pylist(), strict=True))
+    assert [found[seed] for seed in (1, 2, 4, 5)] == ["2.5", "auto", None, "[1, 2]"]
+    assert copy.trials["recipe.only_3"].to_pylist().count(3) == 1
+
+
+def test_records_are_one_row_each_however_often_they_are_stored(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = empty_store(home)
+    first = store.write_trial(record())
+    sync(store)
+    monkeypatch.setattr(store, "_search", lambda *args, **kwargs: iter(()))
+    store.write_trial(record())
+    monkeypatch.undo()
+    assert seeds(sync(store)) == [0]
+    store._client.delete_run(first)
+    assert seeds(sync(store)) == [0]
+
+
+def test_a_store_without_cheap_listing_is_asked_for_the_last_days(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a server all is read once a day; in between only what was written since the day before."""
+    local = empty_store(home)
+    runs = [local.write_trial(record(seed=seed)) for seed in range(2)]
+    server = as_api(local)
+    server.path = None
+    asked: list[datetime | None] = []
+    changes = Store.changes
+
+    def watched(self: Store, kind: Any, known: set[str] | None = None, since: datetime | None = None) -> Any:
+        asked.append(since)
+        return changes(self, kind, known, since)
+
+    monkeypatch.setattr(Store, "changes", watched)
+    assert seeds(sync(server)) == [0, 1]
+    local.write_trial(record(seed=2))
+    old = local.write_trial(record(seed=3))
+    long_ago = datetime.now(UTC) - timedelta(days=9)
+    local._client.set_tag(old, "ablate.complete", str(long_ago.date()))
+    assert seeds(sync(server)) == [0, 1, 2]
+    assert [since is None for since in asked] == [True, True, False, False]
+    local._client.delete_run(runs[0])
+    monkeypatch.setattr(mirror, "FULL_SYNC", timedelta(0))
+    assert seeds(sync(server)) == [1, 2, 3]
+
+
+def test_damaged_runs_are_reported_and_left_out(home: Path) -> None:
+    store = empty_store(home)
+    store.write_trial(record(seed=0))
+    bad = store.write_trial(record(seed=1))
+    store._client.set_tag(bad, "ablate.record", "{")
+    copy = sync(store)
+    assert seeds(copy) == [0]
+    assert [run_id for run_id, _ in copy.damaged] == [bad]
+
+
+def test_a_recipe_becomes_columns() -> None:
+    found = list(flatten({"model": {"attention": {"gqa": {"n_kv_heads": 2}}, "dim": 64}, "norm": {"rmsnorm": {}}}))
+    assert found == [
+        ("model.attention", "gqa", {"n_kv_heads": 2}),
+        ("model.attention.n_kv_heads", 2, None),
+        ("model.dim", 64, None),
+        ("norm", "rmsnorm", {}),
+    ]
+
+
+def test_column_names_are_short_where_that_is_unambiguous() -> None:
+    columns = [
+        *("run_id", "seed", "metrics.val_loss", "metrics.seed", "metrics.my metric"),
+        *("recipe.model.dim", "recipe.model.lr", "recipe.optimizer.lr", "recipe.data.seed", "recipe.model.val_loss"),
+        *("recipe.model.attention", "options.model.attention"),
+    ]
+    assert column_names(columns) == {
+        "run_id": "run_id",
+        "seed": "seed",
+        "metrics.val_loss": "val_loss",
+        "metrics.seed": "metric_seed",
+        "metrics.my metric": "my_metric",
+        "recipe.model.dim": "dim",
+        "recipe.model.lr": "model_lr",
+        "recipe.optimizer.lr": "optimizer_lr",
+        "recipe.data.seed": "data_seed",
+        "recipe.model.val_loss": "model_val_loss",
+        "recipe.model.attention": "attention",
+        "options.model.attention": "attention_options",
+    }
+
+
+def test_of_the_attempts_at_a_trial_the_earliest_that_finished_counts(home: Path) -> None:
+    store = empty_store(home)
+    attempts: dict[int, list[str]] = {
+        0: ["crashed", "finished", "finished"],
+        1: ["crashed", "timeout"],
+        2: ["killed", "diverged", "crashed"],
+    }
+    expected: set[str] = set()
+    for (seed, statuses), counted in zip(attempts.items(), (1, 1, 1), strict=True):
+        for attempt, status in enumerate(statuses):
+            trial: TrialRecord = record(seed=seed, attempt=attempt, status=status)
+            store.write_trial(trial)
+            expected |= {trial.record_id} if attempt == counted else set()
+    elsewhere = record(seed=0, environment_id="gpu")
+    store.write_trial(elsewhere)
+    store.write_trial(record(seed=0, purpose="speed"))
+    with Sandbox(sync(store)) as sandbox:
+        frame = sandbox.query("SELECT record_id FROM trials WHERE counts")
+    assert set(frame["record_id"]) == {*expected, elsewhere.record_id}
+
+
+def test_designs_are_exploded_and_the_newest_is_marked(home: Path) -> None:
+    store = empty_store(home)
+    small, grown = ({"model.attention": "mha"}, {"model.attention": "gqa", "norm": "rmsnorm"})
+    store.write_design(design([small], 1, created_at="2026-01-01T00:00:00+00:00"))
+    store.write_design(design([small], 3, created_at="2026-01-02T00:00:00+00:00"))
+    store.write_design(design([grown], 1, scale="10m"))
+    with Sandbox(sync(store)) as sandbox:
+        frame = sandbox.query(
+            "SELECT scale, cell, latest, levels, count(*) AS n FROM designs GROUP BY ALL ORDER BY ALL"
+        )
+    rows = [tuple(row) for row in frame.itertuples(index=False)]
+    assert [(scale, cell, latest, n) for scale, cell, latest, _, n in rows] == [
+        ("10m", "gqa · rmsnorm", True, 1),
+        ("nano", "mha", False, 1),
+        ("nano", "mha", True, 3),
+    ]
+    assert json.loads(rows[0][3]) == grown
