@@ -8,6 +8,8 @@ from pathlib import Path
 import readme
 
 from ablate.cli import commands, main
+from ablate.design import parse_set
+from ablate.spec import Spec
 from ablate.suite import load_suite
 
 TEXT = readme.README.read_text(encoding="utf-8")
@@ -45,3 +47,8 @@ def test_its_python_runs(filled: Path) -> None:
     for block in blocks("python"):
         if "@" not in block:
             exec(compile(block, "README.md", "exec"), {})
+
+
+def test_its_overrides_are_understood() -> None:
+    for setting in re.findall(r"--set (\S+)='(.*?)'", TEXT):
+        Spec("nano").set_all(parse_set(["=".join(setting)]))
