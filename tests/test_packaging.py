@@ -115,3 +115,10 @@ def test_installed(kind: str, built: Path, checkout: Path, elsewhere: Path, tmp_
 def test_bare_checkout(checkout: Path, elsewhere: Path) -> None:
     for cwd in (elsewhere, checkout):
         assert names(run([sys.executable, "-m", "ablate", "suites"], cwd=cwd, PYTHONPATH=str(checkout))) == SUITES
+
+
+@pytest.mark.fire
+def test_workers_find_the_package_too(checkout: Path, elsewhere: Path, tmp_path: Path) -> None:
+    small = ["--set", "data.source=synthetic", "--set", "train.tokens=8192", "--seeds", "1", "--only", "attention=mha"]
+    argv: list[str | Path] = [sys.executable, "-m", "ablate", "run", "quickstart", *small]
+    run(argv, cwd=elsewhere, PYTHONPATH=str(checkout), ABLATE_HOME=str(tmp_path / "home"))
