@@ -11,14 +11,12 @@ import contextlib
 import logging
 import os
 import queue
-import shutil
 import signal
-import tempfile
+import sys
 import threading
 import time
 import uuid
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,11 +24,12 @@ from typing import Any
 
 from ablate import environment
 from ablate.errors import UserError
-from ablate.lease import lease_folder
+from ablate.rows import Answer, Rows
+from ablate.scratch import scratch
 from ablate.status import Event, Finished, Message, Pace, Snapshot, log_path, running
 from ablate.worker import Contended, Job, Place, execute, make_record, reset, usable
 from ablate.writer import Writer
-from registry.locks import FileLock, TrialLock
+from registry.locks import TrialLock
 from registry.record import TrialRecord, attempt_key
 from registry.spool import Spool
 from registry.store import Store
@@ -43,15 +42,16 @@ os.environ.update(
     RAY_memory_monitor_refresh_ms="0",  # its kill crashes the whole `fit`
     TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
 )
-import psutil  # noqa: E402  (Ray ships it)
-import ray  # noqa: E402
-from ray import tune  # noqa: E402
-from ray.tune.search import Searcher  # noqa: E402
+import psutil
+import ray
+from ray import tune
+from ray.tune.search import Searcher
 
 logging.getLogger("ray").setLevel(logging.CRITICAL)
 
 TRIES = 3
 """How often a trial is given to a worker, if workers die over it."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SHUTDOWN_SECONDS = 3.0
 REPORT_SECONDS = 0.5
 
@@ -84,16 +84,6 @@ def run(
     return _Run(list(jobs), home, store, address, workers_per_device, timeout, on_event, trainer).run()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Answer:
-    """What became of a row: a `record`, in JSON; `contended`; or neither, for its worker was lost because of `reason`."""
-
-    index: int
-    record: str | None = None
-    contended: Contended | None = None
-    reason: str = ""
-
-
 class _Run:
     """The books of one run, kept by the main thread."""
 
@@ -110,16 +100,16 @@ class _Run:
         self.elsewhere: set[str] = set()
         self.failure: Exception | None = None
         self.signal: int | None = None
-        self.ended = threading.Event()
-        self.answers: queue.SimpleQueue[_Answer] = queue.SimpleQueue()
-        self.rows = _Rows(jobs, self.answers)
+        self.started, self.ended = threading.Event(), threading.Event()
+        self.answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+        self.rows = Rows(jobs, self.answers)
         self.writer = Writer(store, self.spool)
         self.pace = Pace({job.trial_id: job.estimated_seconds or 1.0 for job in jobs})
 
     def run(self) -> Outcome:
         self.writer.start()
-        others = set(psutil.Process().children())
-        with _signals(self._interrupt), _scratch() as self.scratch:
+        others = set(psutil.Process().children(recursive=True))
+        with _signals(self._interrupt), scratch() as self.scratch:
             ray_thread = threading.Thread(target=self._ray, name="ray", daemon=True)
             ray_thread.start()
             self._watch()
@@ -127,11 +117,11 @@ class _Run:
             _end_ray(ray_thread, others, interrupted=self.signal is not None)
             while not self.answers.empty():
                 self._take(0)
-        if self.failure is not None and not self.records:
+        if self.failure is not None and not self.records and self.signal is None:
             raise self.failure
         self.writer.finish(30.0 if self.signal is None else 1.0)
         self._report()
-        if self.failure is not None:
+        if self.failure is not None and self.signal is None:
             self.on_event(Message(f"Ray failed: {_one_line(self.failure)}"))
         ours = {record.record_id for record in self.records.values()}
         done = self.records.keys() | self.elsewhere
@@ -152,6 +142,9 @@ class _Run:
         reported, trouble = 0.0, ""
         while self.signal is None and not (self.ended.is_set() and self.answers.empty()):
             self._take(0.1)
+            if self.started.is_set():
+                self.started.clear()
+                _handle(dict.fromkeys(SIGNALS, self._interrupt))  # Ray's core put handlers of its own in their place
             if time.monotonic() - reported >= REPORT_SECONDS:
                 self._report()
                 reported = time.monotonic()
@@ -181,6 +174,9 @@ class _Run:
         job, contended = self.jobs[answer.index], answer.contended
         if answer.record is not None:
             self._finished(answer.index, TrialRecord.from_json(answer.record))
+        elif contended is not None and self.spool.find(self._key(job)):
+            self.elsewhere.add(job.trial_id)
+            self.rows.settle(answer.index)
         elif contended is not None:
             self.writer.ask(lambda: self._contended(answer.index, contended))
         elif record := self.spool.find(self._key(job)):
@@ -230,6 +226,7 @@ class _Run:
     def _ray(self) -> None:
         try:
             workers, place = self._start()
+            self.started.set()
             for _ in range(TRIES):
                 if self.rows.open and self.signal is None:
                     self.failure = self._fit(workers, place)
@@ -244,9 +241,11 @@ class _Run:
         share, most = self.share, self.share.devices * self.share.per_device
         quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
         # errors of Ray's own processes are printed by a listener that no option turns off
-        ray._private.worker._worker_logs_enabled = False
+        ray._private.worker._worker_logs_enabled = False  # pyright: ignore
         if self.address is None:
             workers = min(most, len(self.jobs))
+            # workers find the modules that this process finds, also from a checkout that is not installed
+            os.environ["PYTHONPATH"] = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
             ray.init(
                 address="local", include_dashboard=False, num_cpus=workers * share.threads,
                 num_gpus=share.devices if share.device == "cuda" else 0, object_store_memory=100 * 2**20,
@@ -297,13 +296,14 @@ class _Run:
         """Give rows to workers until none is open, or Tune fails."""
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(workers)  # or they start one after the other
         self.rows.begin(workers, by_shape=place.device == "cuda")
+        reasons = _Reasons()
         trainable = tune.with_resources(tune.with_parameters(Worker, jobs=self.jobs, place=place), self._resources())
         tuner = tune.Tuner(
             trainable,
-            tune_config=tune.TuneConfig(search_alg=self.rows, num_samples=-1, reuse_actors=True),
+            tune_config=tune.TuneConfig(search_alg=_Search(self.rows, reasons), num_samples=-1, reuse_actors=True),
             run_config=tune.RunConfig(
                 name=f"ablate-{uuid.uuid4().hex}", storage_path=str(self.scratch), verbose=0,
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False), callbacks=[self.rows.reasons],
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False), callbacks=[reasons],
             ),
         )  # fmt: skip
         try:
@@ -352,75 +352,24 @@ class _Reasons(tune.Callback):
         self.found[trial.trial_id] = _one_line(error) if error else ""
 
 
-class _Rows(Searcher):
-    """Hands rows to Tune as workers come free. On request a worker gets a row of the shape that it compiled last.
+class _Search(Searcher):
+    """Tune's way of asking for rows. It proposes nothing by itself."""
 
-    A row is open until it is settled; what became of it is told in `answers`, and whoever reads them settles it or has it done
-    `again`.
-    """
-
-    def __init__(self, jobs: Sequence[Job], answers: queue.SimpleQueue[_Answer]) -> None:
+    def __init__(self, rows: Rows, reasons: _Reasons) -> None:
         super().__init__(metric="done", mode="max")
-        self.reasons = _Reasons()
-        self.open = set(range(len(jobs)))
-        self.tries: Counter[int] = Counter()
-        self._shapes = [job.shape for job in jobs]
-        self._finished_before = [job.finished_before for job in jobs]
-        self._waiting = deque(range(len(jobs)))
-        self._live: dict[str, int] = {}
-        self._answers = answers
-        self._freed: str | None = None
-        self._stopped = False
-
-    def begin(self, workers: int, *, by_shape: bool) -> None:
-        """A new `fit`; what the last one left unanswered is open."""
-        self._workers, self._by_shape = workers, by_shape
-        self._waiting.extendleft(self._live.values())
-        self._live.clear()
-
-    def settle(self, index: int) -> None:
-        self.open.discard(index)
-
-    def again(self, index: int, finished_before: int | None = None) -> None:
-        if finished_before is not None:
-            self._finished_before[index] = finished_before
-        self._waiting.append(index)
-
-    def stop(self) -> None:
-        self._stopped = True
+        self._rows, self._reasons = rows, reasons
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        if self._stopped or not self.open:
+        if self._rows.over:
             return Searcher.FINISHED
-        if len(self._live) >= self._workers:
-            return None
-        index = self._next()
-        if index is None:
-            return None
-        self._live[trial_id] = index
-        self.tries[index] += 1
-        return {"index": index, "finished_before": self._finished_before[index]}
-
-    def _next(self) -> int | None:
-        waiting = [index for index in self._waiting if index in self.open]
-        if not waiting:
-            return None
-        chosen = waiting[0]
-        if self._by_shape:
-            taken = {self._shapes[index] for index in self._live.values()}
-            rank = {self._freed: 0} | dict.fromkeys(taken - {self._freed}, 2)
-            chosen = min(waiting, key=lambda index: rank.get(self._shapes[index], 1))
-            self._freed = None
-        self._waiting.remove(chosen)
-        return chosen
+        row = self._rows.take(trial_id)
+        return None if row is None else {"index": row[0], "finished_before": row[1]}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        index = self._live.pop(trial_id)
         if error or not result:
-            self._answers.put(_Answer(index=index, reason=self.reasons.found.get(trial_id, "")))
-            return
-        self._freed = self._shapes[index]
-        self._answers.put(_Answer(index=index, record=result.get("record"), contended=result.get("contended")))
+            self._rows.lost(trial_id, self._reasons.found.get(trial_id, ""))
+        else:
+            self._rows.answer(trial_id, result.get("record"), result.get("contended"))
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune keeps a copy to resume from, and records say what is done."""
@@ -436,9 +385,7 @@ class _Rows(Searcher):
 def _end_ray(ray_thread: threading.Thread, others: set[psutil.Process], *, interrupted: bool) -> None:
     """Shut Ray down, and kill what of it does not go. `others` are children of this process that are not Ray's."""
     # listed before their parents die and they become somebody else's
-    processes = {
-        p for child in set(psutil.Process().children()) - others for p in (child, *child.children(recursive=True))
-    }
+    processes = set(psutil.Process().children(recursive=True)) - others
     closing = threading.Thread(target=ray.shutdown, daemon=True) if interrupted else ray_thread
     if interrupted:
         closing.start()
@@ -451,39 +398,19 @@ def _end_ray(ray_thread: threading.Thread, others: set[psutil.Process], *, inter
 
 @contextmanager
 def _signals(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Take SIGINT and SIGTERM, where that can be done: in the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    """Take SIGINT and SIGTERM, and give them back at the end."""
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in SIGNALS}
+    _handle(dict.fromkeys(SIGNALS, handler))
     try:
         yield
     finally:
-        for number, previous in before.items():
-            signal.signal(number, previous)
+        _handle(before)
 
 
-@contextmanager
-def _scratch() -> Iterator[Path]:
-    """A folder for the files of Ray and Tune. Those that killed drivers left are removed."""
-    root = Path(tempfile.gettempdir())
-    if len(str(root)) > 25:  # Ray puts Unix sockets there, whose paths may have 107 characters
-        root = Path("/tmp")
-    with FileLock(lease_folder() / "scratch.lock"):
-        for old in root.glob("ablate-ray-*"):
-            with contextlib.suppress(OSError):
-                lock = FileLock(old / "lock")
-                if lock.try_acquire():
-                    shutil.rmtree(old, ignore_errors=True)
-                    lock.release()
-        folder = Path(tempfile.mkdtemp(prefix="ablate-ray-", dir=root))
-        ours = FileLock(folder / "lock")
-        ours.acquire()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        ours.release()
+def _handle(handlers: Mapping[int, Any]) -> None:
+    if threading.current_thread() is threading.main_thread():  # nobody else may
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _one_line(error: BaseException) -> str:

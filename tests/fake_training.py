@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ from ablate.worker import Hooks, Job, Place
 
 
 def job(seed: int = 0, *, finished_before: int = 0, shape: str = "", **recipe: Any) -> Job:
-    """A job whose `recipe` says how `train` behaves: `seconds`, `gate` (a file to wait for), `raises`, `prints`."""
+    """A job whose `recipe` says how `train` behaves: `seconds`, `gate` (a file to wait for), `raises`, `prints`, `dies`."""
     return Job(
         trial_id=f"{seed:016x}", cell_id="c" * 16, label="fake", suite="fake", scale="nano", seed=seed, recipe=recipe,
         levels={"model.norm": "fake"}, corpus_fingerprint="d" * 16, code_fingerprint="e" * 16, shape=shape,
@@ -31,6 +32,8 @@ def train(job: Job, place: Place, hooks: Hooks) -> Result:
     hooks.phase("compile")
     with hooks.exclusive:
         _note(place.home, "measure", job, os.getpid())
+        if recipe.get("dies") == job.seed:
+            os.kill(os.getpid(), signal.SIGKILL)
         steps = 10
         for step in range(1, steps + 1):
             time.sleep(recipe.get("seconds", 0.0) / steps)
@@ -86,7 +89,9 @@ def main(home: Path, options: dict[str, Any]) -> int:
         "messages": [e.text for e in events if hasattr(e, "text")],
     }  # fmt: skip
     print(json.dumps(report), flush=True)
-    return 0 if outcome.interrupted is None else 128 + outcome.interrupted
+    if outcome.interrupted is not None:
+        os._exit(128 + outcome.interrupted)
+    return 0
 
 
 if __name__ == "__main__":

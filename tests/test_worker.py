@@ -11,8 +11,9 @@ import fake_training
 import pytest
 import torch
 
-from ablate import environment, worker
+from ablate import data, environment, worker
 from ablate.lease import Lease
+from ablate.recipe import Recipe
 from ablate.status import StatusFile, log_path, running
 from ablate.worker import Contended, Hooks, Job, Place, execute
 from registry.locks import TrialLock
@@ -150,9 +151,8 @@ def test_a_corpus_that_changed_since_the_plan_is_refused(place: Place, monkeypat
     class Corpus:
         fingerprint = "f" * 16
 
-    data, recipe = pytest.importorskip("ablate.data"), pytest.importorskip("ablate.recipe")
     monkeypatch.setattr(data, "prepare", lambda *args: Corpus())
-    monkeypatch.setattr(recipe.Recipe, "from_dict", lambda fields: type("Fake", (), {"data": None}))
+    monkeypatch.setattr(Recipe, "from_dict", lambda fields: type("Fake", (), {"data": None}))
     hooks: Any = Hooks(exclusive=Lease(None), on_step=lambda progress: None, phase=lambda phase: None)
-    with pytest.raises(ValueError, match="the corpus changed: f{16} here, d{16}"):
+    with pytest.raises(ValueError, match=r"the corpus changed: f{16} here, d{16}"):
         worker.train_job(fake_training.job(), place, hooks)

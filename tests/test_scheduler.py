@@ -1,0 +1,85 @@
+"""Rows reach workers, records reach the store, and Ray is not heard."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import fake_training
+import pytest
+
+from ablate import environment, scheduler
+from ablate.status import Finished, Pace, Snapshot, TrialStatus
+from ablate.writer import Writer
+from registry.record import attempt_key
+from registry.spool import Spool
+from registry.store import Store, StoreUnavailable
+
+
+def test_time_left_follows_the_pace_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    pace = Pace({"a": 10.0, "b": 30.0})
+    status = TrialStatus(trial_id="a", label="", suite="", phase="train", pid=1, host="", started_at=0, updated_at=0)
+    assert pace.seconds_left([], [status]) is None
+    now[0] += 20
+    assert pace.seconds_left(["a"], []) == pytest.approx(60.0)
+
+
+class FlakyStore:
+    """Away at first."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.stored = threading.Event()
+
+    def ingest(self, spool: Spool) -> int:
+        self.calls += 1
+        if self.calls == 1:
+            raise StoreUnavailable("it is away")
+        self.stored.set()
+        return 0
+
+
+def test_the_writer_tries_again_and_answers_after_storing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ablate.writer.RETRY_SECONDS", 0.01)
+    store: Any = FlakyStore()
+    asked: list[bool] = []
+    writer = Writer(store, Spool(home))
+    writer.ask(lambda: asked.append(store.stored.is_set()))
+    writer.start()
+    assert store.stored.wait(10)
+    writer.finish(10)
+    assert not writer.is_alive()
+    assert asked == [True]
+    assert writer.trouble == ""
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_ray_trains_everything_quietly(
+    home: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    jobs = [fake_training.job(0), fake_training.job(1, raises="ValueError"), fake_training.job(2, seconds=60.0)]
+    store = Store.open(home)
+    events: list[Any] = []
+    outcome = scheduler.run(
+        jobs,
+        home=home,
+        store=store,
+        workers_per_device=1,
+        timeout=1.0,
+        on_event=events.append,
+        trainer="fake_training:train",
+    )
+    assert [record.status for record in outcome.records] == ["finished", "crashed", "timeout"]
+    assert all(record.exclusive for record in outcome.records)
+    assert (outcome.missing, outcome.elsewhere, outcome.interrupted, outcome.waiting_in_spool) == ((), (), None, 0)
+    place = environment.environment_id(environment.expected(workers=1))
+    assert store.statuses(place) == {record.trial_id: record.status for record in outcome.records}
+    assert attempt_key(jobs[0].trial_id, place) == outcome.records[0].attempt_key
+    assert [event.done for event in events if isinstance(event, Finished)] == [1, 2, 3]
+    last = [event for event in events if isinstance(event, Snapshot)][-1]
+    assert (last.done, last.failed, last.running) == (3, 2, ())
+    assert capfd.readouterr() == ("", "")
