@@ -25,6 +25,11 @@ def stream_seed(seed: int, *names: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
+def _embedding(count: int, dim: int) -> nn.Embedding:
+    """An embedding whose values are still to be set: on the meta device torch's own would load its compiler, for seconds."""
+    return nn.Embedding.from_pretrained(torch.empty(count, dim), freeze=False)
+
+
 class FeedForward(nn.Module):
     """down(activation(up(x))), or down(activation(gate(x), up(x))) for a gated unit; gate and up are one matrix."""
 
@@ -62,7 +67,7 @@ class Decoder(nn.Module):
 
     def __init__(self, model: Model, seq_len: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(model.vocab_size, model.dim)
+        self.embedding = _embedding(model.vocab_size, model.dim)
         self.position = model.position.build(model.dim, model.head_dim, seq_len)
         self.embedding_dropout = nn.Dropout(model.dropout.embedding)
         self.blocks = nn.ModuleList(Block(model) for _ in range(model.n_layers))
@@ -107,7 +112,7 @@ class Decoder(nn.Module):
 def build(recipe: Recipe, device: torch.device | str) -> Decoder:
     """The recipe's decoder on `device`, initialized from its seed (on the meta device: shapes only)."""
     with torch.device(device):
-        decoder = Decoder(recipe.model, recipe.data.seq_len)
+        decoder = Decoder(recipe.model, recipe.data.seq_len).to(device)
     if torch.device(device).type != "meta":
         decoder.initialize(recipe.seed)
     return decoder

@@ -30,8 +30,8 @@ def _scale(
 
 
 SCALES: dict[str, dict[str, Any]] = {
-    "nano": _scale(dim=64, n_layers=2, n_heads=4, vocab=1024, seq_len=128, sequences=8, micro=8, tokens=300_000,
-                   lr=5e-3, adafactor_lr=0.05, warmup=0.1, precision="fp32", points=5, evaluation=2**14),
+    "nano": _scale(dim=64, n_layers=2, n_heads=4, vocab=1024, seq_len=128, sequences=4, micro=8, tokens=300_000,
+                   lr=3e-3, adafactor_lr=0.05, warmup=0.1, precision="fp32", points=5, evaluation=2**14),
     "1m": _scale(dim=128, n_layers=4, n_heads=4, vocab=8192, seq_len=512, sequences=32, micro=32, tokens=60_000_000, lr=2e-3),
     "10m": _scale(dim=384, n_layers=6, n_heads=6, vocab=8192, seq_len=512, sequences=32, micro=32, tokens=340_000_000, lr=1e-3),
     "30m": _scale(dim=512, n_layers=10, n_heads=8, vocab=8192, seq_len=512, sequences=128, micro=32, tokens=800_000_000, lr=1e-3),

@@ -26,7 +26,7 @@ __all__ = ["Leaderboard", "QueryError", "RegistryEmpty", "query"]
 _GROUP = ("suite", "scale", "environment_id", "corpus_fingerprint")
 _CELL = (*_GROUP, "cell_id", "cell")
 _SHOWN = ("val_loss", "val_bpb", "tokens_per_second", "mfu", "peak_memory_gib", "parameters")
-_ENDS = ("failed", "device", "environment_id", "corpus_fingerprint", "cell_id")
+_ENDS = ("failed", "exclusive", "device", "environment_id", "corpus_fingerprint", "cell_id")
 _BOARD = """
     SELECT trials.* REPLACE (designs.suite AS suite, designs.scale AS scale), designs.cell, designs.levels
     FROM designs JOIN trials USING (trial_id)
@@ -84,7 +84,8 @@ class Leaderboard:
         Columns: `rank`; `suite` and `scale`; a column per factor; `n` finished seeds; the mean of each metric, for
         val_loss and the metric sorted by with `<metric>_sd` over seeds and `<metric>_sem`, the standard error of the
         mean; `failed`, the other outcomes; and what identifies the row. Speed and memory come from records that had
-        the device to themselves (those of the pass for speed, where there was one) and are missing without.
+        the device to themselves (those of the pass for speed, where there was one). Where there are none, they come from
+        the others, `exclusive` is false, and the row has no rank by them.
         `frame.attrs["notes"]` lists what a reader must know. Raises like `trials`.
         """
         mirror = self._mirror()
@@ -116,7 +117,10 @@ class Leaderboard:
             self._explain_empty(mirror)
         better = METRICS[self._metric].better if self._metric in METRICS else "none"
         descending = better == "higher" if self._descending is None else self._descending
-        cells.sort(key=lambda cell: (*_group(cell), *_order(cell[self._metric], descending), cell["cell"]))
+        measured = self._metric in METRICS and METRICS[self._metric].kind in ("speed", "memory")
+        cells.sort(key=lambda cell: (
+            *_group(cell), measured and not cell["exclusive"], *_order(cell[self._metric], descending), cell["cell"]
+        ))  # fmt: skip
         for _, same in groupby(cells, _group):
             _rank(list(same), better)
         levels = [json.loads(cell["levels"]) for cell in cells]
@@ -156,8 +160,8 @@ class Leaderboard:
                 notes.append("one seed per cell separates nothing, so all share a rank")
         if any(cell["failed"] for cell in cells):
             notes.append("n and the means are over finished trials only; the others are listed under failed")
-        if shared := sum(cell["shared"] for cell in cells):
-            notes.append(f"speed and memory of {shared} trials measured while sharing the device are not counted")
+        if not all(cell["exclusive"] for cell in cells):
+            notes.append("~ measured while other trials shared the device: an indication, which is not ranked")
         if not self._where and (missing := self._missing(mirror, cells)):
             notes.append(missing)
         return notes + [f"left out, damaged: run {run_id} ({reason})" for run_id, reason in mirror.damaged]
@@ -212,27 +216,25 @@ def _aggregates(metrics: list[str], ranked_by: str) -> str:
     finished = f"{primary} AND status = 'finished'"
     parts = ["any_value(device) AS device", "any_value(levels) AS levels", f"count(*) FILTER ({finished}) AS n"]
     parts += [f"count(*) FILTER ({primary} AND status = '{status}') AS {status}" for status in STATUSES[1:]]
-    parts.append(f"count(*) FILTER ({finished} AND NOT exclusive) AS shared")
+    parts.append(f"count(*) FILTER ({alone}) > 0 OR count(*) FILTER ({finished}) = 0 AS exclusive")
     for metric in metrics:
         kind = METRICS[metric].kind if metric in METRICS else "quality"
-        sources = {
-            "quality": [finished],
-            "size": [primary],
-            "speed": [f"{alone} AND purpose = 'speed'", f"{alone} AND {primary}"],
-            "memory": [f"{alone} AND purpose = 'speed'", f"{alone} AND {primary}"],
-        }[kind]
-
-        def first(aggregate: str, sources: list[str] = sources) -> str:
-            return f"coalesce({', '.join(aggregate.replace('@', f'FILTER ({source})') for source in sources)})"
-
+        measured = [f"{alone} AND purpose = 'speed'", f"{alone} AND {primary}"]
+        ranked = {"quality": [finished], "size": [primary]}.get(kind, measured)
+        shown = ranked if kind in ("quality", "size") else [*measured, finished]
         value = f'"{metric}"'
-        parts.append(f'{first(f"avg({value}) @")} AS "{metric}"')
-        parts.append(f'{first(f"stddev_samp({value}) @")} AS "{metric}_sd"')
-        parts.append(f'{first(f"stddev_samp({value}) @ / sqrt(count({value}) @)")} AS "{metric}_sem"')
+        parts.append(f'{_first(f"avg({value}) @", shown)} AS "{metric}"')
+        parts.append(f'{_first(f"stddev_samp({value}) @", shown)} AS "{metric}_sd"')
+        parts.append(f'{_first(f"stddev_samp({value}) @ / sqrt(count({value}) @)", shown)} AS "{metric}_sem"')
         if metric == ranked_by:
-            pairs = first(f"list({{'seed': seed, 'value': {value}}}) @")
+            pairs = _first(f"list({{'seed': seed, 'value': {value}}}) @", ranked)
             parts.append(f"{pairs} AS by_seed")
     return ", ".join(parts)
+
+
+def _first(aggregate: str, sources: list[str]) -> str:
+    """SQL for `aggregate`, with `@` for its filter, over the first of `sources` that has rows."""
+    return f"coalesce({', '.join(aggregate.replace('@', f'FILTER ({source})') for source in sources)})"
 
 
 def _rank(cells: list[dict[str, Any]], better: str) -> None:

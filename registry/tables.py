@@ -79,10 +79,11 @@ def _brief(columns: Columns) -> tuple[str, Columns]:
     """Of a leaderboard: what is the same in all rows, and the columns worth a reader's width."""
     constant = [name for name in _CONTEXT if len(set(columns[name])) == 1]
     context = " · ".join(f"{name.partition('_')[0]} {columns[name][0]}" for name in constant if columns[name][0])
+    shared = [value is False for value in columns.get("exclusive", ())]
     brief = {
         name: values
         for name, values in columns.items()
-        if name not in {*constant, "cell_id"}
+        if name not in {*constant, "cell_id", "exclusive"}
         and not name.endswith(("_sem", "_sd"))
         and not (name in METRICS and set(values) <= {None})
         and not (name == "failed" and set(values) <= {""})
@@ -92,6 +93,9 @@ def _brief(columns: Columns) -> tuple[str, Columns]:
             brief[name] = [_mean_sd(mean, sd) for mean, sd in zip(values, columns[f"{name}_sd"], strict=True)]
         elif name in METRICS and METRICS[name].kind == "size":
             brief[name] = [_counted(value) for value in values]
+        if name in METRICS and METRICS[name].kind in ("speed", "memory") and any(shared):
+            texts = [_shown(value) for value in brief[name]]
+            brief[name] = [f"~{text}" if text and inexact else text for text, inexact in zip(texts, shared, strict=True)]
     return context, brief
 
 

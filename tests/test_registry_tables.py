@@ -117,3 +117,11 @@ def test_every_format_prints_an_empty_and_a_strange_frame(format: str) -> None:
 def test_an_unknown_format_is_named() -> None:
     with pytest.raises(ValueError, match='no format "xml"; there are: table, json'):
         text(pd.DataFrame(), "xml")
+
+
+def test_what_was_measured_while_sharing_is_marked(leaderboard: pd.DataFrame) -> None:
+    marked = leaderboard.assign(exclusive=[i > 0 for i in range(len(leaderboard))])
+    marked.attrs = leaderboard.attrs
+    page = text(marked, "markdown")
+    first, second = page.splitlines()[-len(leaderboard) :][:2]
+    assert "~" in first and "~" not in second and "exclusive" not in page

@@ -27,7 +27,7 @@ class Learned(nn.Module):
 
     def __init__(self, dim: int, head_dim: int, seq_len: int) -> None:
         super().__init__()
-        self.table = nn.Embedding(seq_len, dim)
+        self.table = nn.Embedding.from_pretrained(torch.empty(seq_len, dim), freeze=False)
 
     def embed(self, x: Tensor) -> Tensor:
         return x + self.table.weight[: x.shape[1]]
@@ -45,8 +45,9 @@ class Rope(nn.Module):
 
     def __init__(self, dim: int, head_dim: int, seq_len: int, *, base: Annotated[float, Field(gt=1)] = 10_000.0) -> None:
         super().__init__()
-        frequency = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
-        angle = torch.outer(torch.arange(seq_len, dtype=torch.float32), frequency)  # [T, head_dim / 2]
+        with torch.device("cpu"):  # so that every device gets the same table
+            frequency = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+            angle = torch.outer(torch.arange(seq_len, dtype=torch.float32), frequency)  # [T, head_dim / 2]
         self.register_buffer("cos", angle.cos(), persistent=False)
         self.register_buffer("sin", angle.sin(), persistent=False)
 
