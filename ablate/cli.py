@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
@@ -218,7 +219,9 @@ def run(
         bool, typer.Option("--retry-failed", help="Try again what ran out of memory or time, or crashed.")
     ] = False,
     workers: Annotated[int | None, typer.Option(metavar="N", min=1, help="Trials at once on each device.")] = None,
-    timeout: Annotated[float | None, typer.Option(metavar="SECONDS", min=1, help="The longest that a trial may take.")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(metavar="SECONDS", min=1, help="The longest that a trial may take.")
+    ] = None,
 ) -> int:
     """Run the trials of a suite that have not been run here.
 
@@ -277,17 +280,18 @@ def status(suite: NamedSuite, scale: OnlyScale = None) -> None:
     name = _name(suite)
     active = [trial for trial in running(home()) if trial.suite == name]
     try:
-        found = Leaderboard().suite(name, scale).trials()
+        found = Leaderboard().suite(name, scale).trials().to_dict("records")
     except RegistryEmpty:
         if not active:
             raise
-    else:
-        counts = found[found["purpose"] == "primary"].groupby(["scale", "cell", "status"], sort=False).size()
-        rows = [[*map(str, key), str(number)] for key, number in counts.items()]
-        render.table(["scale", "cell", "status", "trials"], rows, right=["trials"])
-        for failed in found[found["status"] != "finished"].itertuples():
-            print(f"{failed.trial_id}  {failed.cell}  seed {failed.seed}  {failed.status}: {failed.cause}")
-            print(f"  {log_path(home(), str(failed.trial_id))}")
+        found = []
+    attempts = [one for one in found if one["purpose"] == "primary"]
+    counts = Counter((one["scale"], one["cell"], one["status"]) for one in attempts)
+    render.table(["scale", "cell", "status", "trials"], [[*key, str(n)] for key, n in counts.items()], right=["trials"])
+    for one in attempts:
+        if one["status"] != "finished":
+            print(f"{one['trial_id']}  {one['cell']}  seed {one['seed']}  {one['status']}: {one['cause']}")
+            print(f"  {log_path(home(), one['trial_id'])}")
     for trial in active:
         print(f"{trial.trial_id}  {trial.label}  {trial.phase}  step {trial.step} of {trial.steps}")
 
