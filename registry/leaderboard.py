@@ -158,6 +158,7 @@ class Leaderboard:
                 )
             else:
                 notes.append("one seed per cell separates nothing, so all share a rank")
+        notes += _scale_of_loss(cells)
         if any(cell["failed"] for cell in cells):
             notes.append("n and the means are over finished trials only; the others are listed under failed")
         if not all(cell["exclusive"] for cell in cells):
@@ -230,6 +231,17 @@ def _aggregates(metrics: list[str], ranked_by: str) -> str:
             pairs = _first(f"list({{'seed': seed, 'value': {value}}}) @", ranked)
             parts.append(f"{pairs} AS by_seed")
     return ", ".join(parts)
+
+
+def _scale_of_loss(cells: list[dict[str, Any]]) -> list[str]:
+    """What a loss is to be seen against: the entropy of the tokens without context, and the floor of a known source."""
+    notes = []
+    for metric, what in (("unigram_entropy", "unigram entropy"), ("loss_floor", "loss of the true source")):
+        found = sorted({round(value, 3) for cell in cells if (value := cell.get(metric)) is not None})
+        if found:
+            span = " to ".join(f"{value:.3f}" for value in dict.fromkeys((found[0], found[-1])))
+            notes.append(f"{what} of the validation slice: {span} nats/token")
+    return notes
 
 
 def _first(aggregate: str, sources: list[str]) -> str:

@@ -344,3 +344,13 @@ def test_ties_are_planted_and_found() -> None:
         found += places[3] == 4
     assert apart <= 30
     assert found >= 190
+
+
+def test_the_board_says_what_a_loss_is_to_be_seen_against(home: Path) -> None:
+    store = empty_store(home)
+    store.write_design(design(CELLS[:2], 1))
+    for cell, floor in zip(CELLS[:2], (1.5, 1.6), strict=True):
+        store.write_trial(record(cell, 0, metrics={"val_loss": 4.0, "unigram_entropy": 5.7987, "loss_floor": floor}))
+    notes = board(home).frame().attrs["notes"]
+    assert "unigram entropy of the validation slice: 5.799 nats/token" in notes
+    assert "loss of the true source of the validation slice: 1.500 to 1.600 nats/token" in notes
