@@ -96,6 +96,7 @@ class _Run:
         self.environment = environment.describe(self.share.device, self.share.threads)
         self.timeout, self.trainer = timeout, trainer
         self.spool = Spool(home)
+        self.spooled_before = {record.record_id for record in self.spool.records()}
         self.records: dict[str, TrialRecord] = {}
         self.elsewhere: set[str] = set()
         self.failure: Exception | None = None
@@ -112,9 +113,11 @@ class _Run:
         with _signals(self._interrupt), scratch() as self.scratch:
             ray_thread = threading.Thread(target=self._ray, name="ray", daemon=True)
             ray_thread.start()
-            self._watch()
-            self.rows.stop()
-            _end_ray(ray_thread, others, interrupted=self.signal is not None)
+            try:
+                self._watch()
+            finally:
+                self.rows.stop()
+                _end_ray(ray_thread, others, interrupted=not self.ended.is_set())
             while not self.answers.empty():
                 self._take(0)
         if self.failure is not None and not self.records and self.signal is None:
@@ -174,12 +177,12 @@ class _Run:
         job, contended = self.jobs[answer.index], answer.contended
         if answer.record is not None:
             self._finished(answer.index, TrialRecord.from_json(answer.record))
-        elif contended is not None and self.spool.find(self._key(job)):
+        elif contended is not None and self._spooled(job):
             self.elsewhere.add(job.trial_id)
             self.rows.settle(answer.index)
         elif contended is not None:
             self.writer.ask(lambda: self._contended(answer.index, contended))
-        elif record := self.spool.find(self._key(job)):
+        elif record := self._spooled(job):
             self._finished(answer.index, record)  # its worker died right after writing it
         elif self.rows.tries[answer.index] < TRIES:
             self.rows.again(answer.index)
@@ -218,6 +221,11 @@ class _Run:
         lock.release()
         self._finished(index, record)
 
+    def _spooled(self, job: Job) -> TrialRecord | None:
+        """The record of an attempt that ended while this run lasts, where the store does not have it yet."""
+        record = self.spool.find(self._key(job))
+        return None if record is None or record.record_id in self.spooled_before else record
+
     def _key(self, job: Job) -> str:
         return attempt_key(job.trial_id, environment.environment_id(self.environment), job.purpose)
 
@@ -244,13 +252,12 @@ class _Run:
         ray._private.worker._worker_logs_enabled = False  # pyright: ignore
         if self.address is None:
             workers = min(most, len(self.jobs))
-            # workers find the modules that this process finds, also from a checkout that is not installed
-            os.environ["PYTHONPATH"] = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
-            ray.init(
-                address="local", include_dashboard=False, num_cpus=workers * share.threads,
-                num_gpus=share.devices if share.device == "cuda" else 0, object_store_memory=100 * 2**20,
-                _temp_dir=str(self.scratch), **quiet,
-            )  # fmt: skip
+            with _python_path():
+                ray.init(
+                    address="local", include_dashboard=False, num_cpus=workers * share.threads,
+                    num_gpus=share.devices if share.device == "cuda" else 0, object_store_memory=100 * 2**20,
+                    _temp_dir=str(self.scratch), **quiet,
+                )  # fmt: skip
         else:
             try:
                 ray.init(address=self.address, **quiet)
@@ -394,6 +401,19 @@ def _end_ray(ray_thread: threading.Thread, others: set[psutil.Process], *, inter
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(processes, timeout=1)
+
+
+@contextmanager
+def _python_path() -> Iterator[None]:
+    """Children started meanwhile find the modules that this process finds, also in a checkout that is not installed."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
+    try:
+        yield
+    finally:
+        os.environ.pop("PYTHONPATH")
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
 
 
 @contextmanager
