@@ -23,6 +23,9 @@ class Step:
         self.optimizer: torch.optim.Optimizer = recipe.optimizer.build(*model.decayed())
         self.peak_lr = float(recipe.optimizer.options["lr"])
         self.mode = "compiled" if compile else "eager"
+        if compile:
+            # the compiler counts recompilations per function, not per model, and after eight of them silently runs eager
+            torch.compiler.reset()
         self._loss = torch.compile(model.loss, dynamic=False) if compile else model.loss
 
     def losses(self, windows: Tensor) -> Tensor:

@@ -243,3 +243,9 @@ def test_throughput_is_batch_over_median_step():
     assert found["tokens_per_second"] == pytest.approx(128 / 2)
     assert found["mfu"] == pytest.approx(64 * 10 / 1000)
     assert found["train_seconds"] == pytest.approx(18 + 36)
+
+
+def test_the_deterministic_mode_holds_for_the_run_and_not_beyond_it():
+    seen = []
+    train(tiny(train__deterministic=True), lambda p: seen.append(torch.are_deterministic_algorithms_enabled()), corpus=CORPUS, device="cpu")
+    assert set(seen) == {True} and not torch.are_deterministic_algorithms_enabled()
