@@ -243,7 +243,7 @@ def run(
     print(render.summary(made), file=sys.stderr)
     store = Store.open(home())
     store.ingest(Spool(home()))
-    store.write_design(whole.design_record())
+    store.declare(whole.design_record())
     see = f"ablate leaderboard {design.suite.name} --scale {design.scale}"
     if not made.pending:
         print(f"see the results with: {see}", file=sys.stderr)

@@ -90,7 +90,11 @@ class Decoder(nn.Module):
 
     def initialize(self, seed: int) -> None:
         """Normal(0, 0.02) for matrices and embeddings, scaled down into the residual stream; zero biases; norms as built."""
-        residual = {f"blocks.{i}.{name}.weight" for i in range(len(self.blocks)) for name in ("attention.out", "feed_forward.down")}
+        residual = {
+            f"blocks.{i}.{name}.weight"
+            for i in range(len(self.blocks))
+            for name in ("attention.out", "feed_forward.down")
+        }
         for name, parameter in self.named_parameters():
             if parameter.dim() > 1:
                 std = INIT_STD / math.sqrt(2 * len(self.blocks)) if name in residual else INIT_STD

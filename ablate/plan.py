@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ablate import environment
 from ablate.design import Design, Trial
 from ablate.recipe import Recipe, digest
-from registry.record import RETRYABLE, DesignRecord, attempt_key
+from registry.record import RETRYABLE, DesignRecord, attempt_key, new_record_id
 
 if TYPE_CHECKING:
     from ablate.worker import Job
@@ -81,20 +81,25 @@ class Plan:
         """The design as the registry keeps it."""
         suite = self.design.suite
         trials = [
-            {"trial_id": r.trial_id, "cell_id": r.cell_id, "levels": dict(r.trial.levels), "seed": r.trial.seed} for r in self.rows
+            {"trial_id": r.trial_id, "cell_id": r.cell_id, "levels": dict(r.trial.levels), "seed": r.trial.seed}
+            for r in self.rows
         ]
         return DesignRecord(
-            design_id=digest({"suite": suite.name, "scale": self.design.scale, "text": suite.text, "trials": trials}),
+            design_id=new_record_id(), created_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
             suite=suite.name, scale=self.design.scale, description=suite.description, kind=suite.design,
             factors={factor: [level.label for level in levels] for factor, levels in suite.factors.items()},
             baseline=dict(suite.baseline), seeds=sorted({r.trial.seed for r in self.rows}), match=suite.match, margin=suite.margin,
             contrasts=[dict(contrast) for contrast in suite.contrasts], trials=trials, suite_text=suite.text,
-            created_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
         )  # fmt: skip
 
 
 def make_plan(
-    design: Design, *, home: Path, retry_failed: bool = False, workers: int | None = None, tracking_uri: str | None = None
+    design: Design,
+    *,
+    home: Path,
+    retry_failed: bool = False,
+    workers: int | None = None,
+    tracking_uri: str | None = None,
 ) -> Plan:
     """Hold `design` against the registry in `home`.
 
@@ -172,14 +177,18 @@ class _Identities:
         from ablate.model import build
 
         peek = self._once(("corpus", digest(recipe.to_dict()["data"])), lambda: data.peek(recipe.data, self.cache))
-        selected = sorted({(c.variant.build.__module__, c.variant.build.__qualname__) for c in recipe.choices().values()})
+        selected = sorted(
+            {(c.variant.build.__module__, c.variant.build.__qualname__) for c in recipe.choices().values()}
+        )
         code = self._once(("code", tuple(selected)), lambda: code_fingerprint(selected))
 
         def sizes() -> tuple[int, int]:
             model = build(recipe, "meta")
             return measure.parameter_count(model), measure.flops_per_token(model, recipe)
 
-        parameters, flops = self._once(("model", digest([recipe.model.model_dump(mode="json"), recipe.data.seq_len])), sizes)
+        parameters, flops = self._once(
+            ("model", digest([recipe.model.model_dump(mode="json"), recipe.data.seq_len])), sizes
+        )
         return _Identity(
             recipe.trial_id(peek.fingerprint, code), recipe.cell_id(peek.fingerprint, code), peek.fingerprint, code,
             peek.train_tokens, peek.exact, peek.note, parameters, flops, measure.estimated_memory(recipe, parameters),
@@ -212,7 +221,9 @@ class _Speed:
         from ablate import measure
 
         peak = measure.peak_flops(self.found["device"], recipe.train.precision)
-        rate = statistics.median(self.rates) if self.rates else 0.3 * peak if peak else _matmul_rate(self.found["threads"])
+        rate = (
+            statistics.median(self.rates) if self.rates else 0.3 * peak if peak else _matmul_rate(self.found["threads"])
+        )
         # evaluation is a third of the work of training on the same tokens
         evaluated = recipe.evaluation.sequences * recipe.data.seq_len * recipe.evaluation.points
         return 1.0 + (recipe.tokens + evaluated / 3) * identity.flops / rate
@@ -243,8 +254,9 @@ def _warnings(rows: list[Row], ids: list[_Identity]) -> list[str]:
         about = "" if all(i.corpus_exact for i in ids) else "about "
         corpus = max(ids, key=lambda i: most.tokens / i.corpus_tokens).corpus_tokens
         found.append(
-            f"the corpus is passed over up to {about}{most.epochs:.1f} times ({most.tokens:,} tokens of training, {corpus:,} in the corpus): "
-            "effects of regularisation on repeated data are not those on fresh data"
+            f"the corpus is passed over up to {about}{most.epochs:.1f} times "
+            f"({most.tokens:,} tokens of training, {corpus:,} in the corpus): "
+            "regularisation acts differently on repeated data than on fresh data"
         )
     if len({row.trial.seed for row in rows}) == 1:
         found.append("one seed shows no noise, so no difference can be told from chance; ask for more with --seeds")

@@ -8,8 +8,9 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic import ValidationError as PydanticError
+from pydantic_core import core_schema
 
 from ablate.errors import UserError
 from ablate.variants import Choice, load_factors
@@ -28,13 +29,17 @@ def _integral(value: Any) -> Any:
     return int(value) if isinstance(value, float) and math.isfinite(value) and value == int(value) else value
 
 
-def _choice(factor: str) -> Any:
-    return Annotated[
-        Any,
-        BeforeValidator(lambda value: load_factors()[factor].choose(value)),
-        PlainSerializer(lambda choice: choice.to_dict()),
-        WithJsonSchema({"$ref": f"#/$defs/{factor}"}),
-    ]
+class _Variant:
+    """Marks a field that holds a choice among the variants of a factor."""
+
+    def __init__(self, factor: str) -> None:
+        self.factor = factor
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            lambda value: load_factors()[self.factor].choose(value),
+            serialization=core_schema.plain_serializer_function_ser_schema(lambda choice: choice.to_dict()),
+        )
 
 
 Count = Annotated[int, BeforeValidator(_integral), Field(ge=1)]
@@ -64,10 +69,10 @@ class Model(_Section):
     head_dim: Count
     ffn_dim: Count
     vocab_size: Count
-    attention: _choice("attention")
-    activation: _choice("activation")
-    norm: _choice("norm")
-    position: _choice("position")
+    attention: Annotated[Choice, _Variant("attention")]
+    activation: Annotated[Choice, _Variant("activation")]
+    norm: Annotated[Choice, _Variant("norm")]
+    position: Annotated[Choice, _Variant("position")]
     dropout: Dropout = Dropout()
     bias: bool = False
     tie_embeddings: bool = False
@@ -87,7 +92,7 @@ class Batch(_Section):
 class Source(_Section):
     """A source of documents and the share of training sequences drawn from it (weights need not sum to 1)."""
 
-    source: _choice("source")
+    source: Annotated[Choice, _Variant("source")]
     weight: Annotated[float, Field(gt=0)] = 1.0
 
 
@@ -95,7 +100,7 @@ class Data(_Section):
     """What is trained on."""
 
     sources: Annotated[tuple[Source, ...], Field(min_length=1, strict=False)]
-    tokenizer: _choice("tokenizer")
+    tokenizer: Annotated[Choice, _Variant("tokenizer")]
     seq_len: Count
 
 
@@ -120,8 +125,8 @@ class Recipe(_Section):
     """One training run. Build it with `ablate.spec.Spec.resolve`, or from the JSON that `to_dict` gives."""
 
     model: Model
-    optimizer: _choice("optimizer")
-    lr_schedule: _choice("lr_schedule")
+    optimizer: Annotated[Choice, _Variant("optimizer")]
+    lr_schedule: Annotated[Choice, _Variant("lr_schedule")]
     batch: Batch
     data: Data
     train: Train
@@ -178,7 +183,8 @@ class Recipe(_Section):
         model, batch = self.model, self.batch
         if batch.sequences % batch.micro_sequences:
             raise RecipeError(
-                "batch.micro_sequences", f"{batch.micro_sequences} does not divide the {batch.sequences} sequences of a batch"
+                "batch.micro_sequences",
+                f"{batch.micro_sequences} does not divide the {batch.sequences} sequences of a batch",
             )
         tokenizer_size = self.data.tokenizer.build().vocab_size
         if model.vocab_size < tokenizer_size:

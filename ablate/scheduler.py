@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,7 +52,7 @@ logging.getLogger("ray").setLevel(logging.CRITICAL)
 TRIES = 3
 """How often a trial is given to a worker, if workers die over it."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-SHUTDOWN_SECONDS = 3.0
+SHUTDOWN_SECONDS = 3.5
 REPORT_SECONDS = 0.5
 
 
@@ -390,17 +390,36 @@ class _Search(Searcher):
 
 
 def _end_ray(ray_thread: threading.Thread, others: set[psutil.Process], *, interrupted: bool) -> None:
-    """Shut Ray down, and kill what of it does not go. `others` are children of this process that are not Ray's."""
-    # listed before their parents die and they become somebody else's
-    processes = set(psutil.Process().children(recursive=True)) - others
-    closing = threading.Thread(target=ray.shutdown, daemon=True) if interrupted else ray_thread
-    if interrupted:
-        closing.start()
-    closing.join(SHUTDOWN_SECONDS)
+    """Have the Ray thread come to its end, and kill what is left of Ray. `others` are descendants that are not Ray's.
+
+    `ray.shutdown` from here while `fit` runs there crashes the process. So an interrupted `fit` loses its workers, gets no more
+    rows, and returns. On a cluster the workers go when this process does.
+    """
+    processes: set[psutil.Process] = set()
+    end = time.monotonic() + SHUTDOWN_SECONDS
+    while ray_thread.is_alive() and time.monotonic() < end:
+        # listed again and again: when parents die, their children become somebody else's
+        processes |= set(psutil.Process().children(recursive=True)) - others
+        _kill(process for process in processes if interrupted and _may_train(process))
+        ray_thread.join(0.1)
+    _kill(processes)
+    psutil.wait_procs(processes, timeout=1)
+
+
+def _may_train(process: psutil.Process) -> bool:
+    """Whether it is a worker that is starting or busy, by the title that Ray gives it."""
+    try:
+        title = process.name()
+    except psutil.Error:
+        return False
+    # without its agents Ray's own daemon dies too; names may be cut at 15 characters
+    return title.startswith("ray::") and not title.startswith(("ray::IDLE", "ray::Dashboard", "ray::RuntimeEnv"))
+
+
+def _kill(processes: Iterable[psutil.Process]) -> None:
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(processes, timeout=1)
 
 
 @contextmanager

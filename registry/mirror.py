@@ -66,6 +66,8 @@ def sync(store: Store, *, offline: bool = False) -> Mirror:
     folder = store.home / "mirror" / hashlib.sha256(store.name.encode()).hexdigest()[:16]
     if offline:
         return Mirror(_read(folder / "trials.parquet", TRIALS), _read(folder / "designs.parquet", DESIGNS), [])
+    if store.missing:
+        return Mirror(TRIALS.empty_table(), DESIGNS.empty_table(), [])
     with FileLock(folder / "lock"):
         trials, bad_trials = _update(store, "trial", folder / "trials.parquet", TRIALS)
         designs, bad_designs = _update(store, "design", folder / "designs.parquet", DESIGNS)

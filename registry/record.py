@@ -227,6 +227,11 @@ class DesignRecord(_Json):
             good = isinstance(trial, dict) and {"trial_id", "cell_id", "levels", "seed"} <= set(trial)
             _check(good, f"trials: {trial!r} lacks trial_id, cell_id, levels or seed")
 
+    def says_the_same(self, other: DesignRecord) -> bool:
+        """Whether the two differ in nothing but when they were recorded."""
+        own = {"design_id": other.design_id, "created_at": other.created_at}
+        return self.to_dict() | own == other.to_dict()
+
 
 def _finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import shutil
 import socket
 import warnings
@@ -19,7 +20,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit
 
 from . import layout
 from .layout import COMPLETE, CURVES, ID, KIND, WRITER, Kind, RunContent, TaggedRun
@@ -78,7 +79,7 @@ class Store:
             raise StoreError(
                 f"tracking store {store.uri}: MLflow no longer keeps runs in folders; use sqlite:///PATH or a server"
             )
-        if create and store._missing:
+        if create and store.missing:
             with store._lock:
                 store._create()
         return store
@@ -86,8 +87,7 @@ class Store:
     @property
     def name(self) -> str:
         """The URI without user and password."""
-        parts = urlsplit(self.uri)
-        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+        return re.sub(r"(?<=://)[^/]*@", "", self.uri)
 
     # Writing
 
@@ -100,10 +100,13 @@ class Store:
 
     def write_design(self, design: DesignRecord) -> str:
         """Put `design` into the store unless it is there, and give its run id."""
-        # a finished suite is asked about often, and MLflow's import takes longer than the answer
-        known = self._fast.run_ids("design") if self._fast else {}
-        there = (run_id for run_id, record_id in known.items() if record_id == design.design_id)
-        return next(there, None) or self._write(layout.design_run(design))
+        return self._write(layout.design_run(design))
+
+    def declare(self, design: DesignRecord) -> None:
+        """Make `design` the newest of its suite and scale, unless the newest says the same."""
+        known = [old for old in self.designs() if (old.suite, old.scale) == (design.suite, design.scale)]
+        if not known or not max(known, key=lambda old: old.created_at).says_the_same(design):
+            self.write_design(design)
 
     def ingest(self, spool: Spool) -> int:
         """Take over what is spooled, and clear it; returns how many. Raises `StoreUnavailable`, leaving the rest
@@ -143,7 +146,7 @@ class Store:
 
     def statuses(self, environment_id: str, purpose: str = "primary") -> dict[str, str]:
         """Status by trial id: `finished` or `diverged` if any attempt ended so, else that of the latest attempt."""
-        if self._missing:
+        if self.missing:
             return {}
         if self._fast:
             return layout.merge_statuses(self._fast.attempts(environment_id, purpose))
@@ -158,7 +161,7 @@ class Store:
     def all_curves(self, record_id: str | None = None) -> dict[str, dict[str, list[list[float]]]]:
         """Curves by record id. Without the fast path this takes a request for each curve."""
         points: dict[str, list[tuple[str, int, float]]] = {}
-        if self._missing:
+        if self.missing:
             return {}
         if self._fast:
             for found, key, step, value in self._fast.points(record_id):
@@ -175,7 +178,7 @@ class Store:
         """The complete runs that are not `known`. With `since`, a store that cannot list run ids cheaply is only
         asked for what was written from the day before on (clocks differ); `present` is then None."""
         known = known or set()
-        if self._missing:
+        if self.missing:
             return Changes(set(), [])
         if self._fast:
             present = set(self._fast.run_ids(kind))
@@ -189,7 +192,8 @@ class Store:
         return Changes(None if since else {run.info.run_id for run in found}, new)
 
     @property
-    def _missing(self) -> bool:
+    def missing(self) -> bool:
+        """Whether this is a local database that was not made yet."""
         return self.path is not None and not self.path.exists()
 
     @cached_property

@@ -95,7 +95,9 @@ def _brief(columns: Columns) -> tuple[str, Columns]:
             brief[name] = [_counted(value) for value in values]
         if name in METRICS and METRICS[name].kind in ("speed", "memory") and any(shared):
             texts = [_shown(value) for value in brief[name]]
-            brief[name] = [f"~{text}" if text and inexact else text for text, inexact in zip(texts, shared, strict=True)]
+            brief[name] = [
+                f"~{text}" if text and inexact else text for text, inexact in zip(texts, shared, strict=True)
+            ]
     return context, brief
 
 

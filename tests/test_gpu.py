@@ -34,5 +34,8 @@ def test_the_device_learns_what_the_cpu_learns():
 
 
 def test_every_trial_of_a_process_is_compiled():
-    modes = {train(tiny(seed=s, **SIZES | {"train__steps": 5}), corpus=ArrayCorpus(), device="cuda").step_mode for s in range(10)}
+    modes = {
+        train(tiny(seed=s, **SIZES | {"train__steps": 5}), corpus=ArrayCorpus(), device="cuda").step_mode
+        for s in range(10)
+    }
     assert modes == {"compiled"}

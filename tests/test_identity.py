@@ -57,7 +57,9 @@ def test_a_new_variant_changes_no_id_and_an_edit_changes_those_that_use_it(copy:
 
     edit(copy / "ablate/variants/activation.py", "F.gelu(x, approximate=self.approximate)", "F.gelu(x)")
     after = ids(copy, home)
-    assert {name for name in before if before[name] != after[name]} == {name for name in before if "gelu" in name and "swiglu" not in name}
+    assert {name for name in before if before[name] != after[name]} == {
+        name for name in before if "gelu" in name and "swiglu" not in name
+    }
 
     edit(copy / "ablate/variants/attention.py", "dropout_p=self.dropout if", "dropout_p=0.0 + self.dropout if")
     assert not set(ids(copy, home).values()) & set(after.values()), "the helper of every attention variant changed"
@@ -80,5 +82,7 @@ def test_a_variant_of_another_package_comes_in_by_its_entry_point(tmp_path: Path
         "print(spec.resolve().model.norm.to_dict(), len(code_fingerprint([('their_norms', 'Theirs')])))"
     )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
-    done = subprocess.run([sys.executable, "-c", script], env=env, cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=env, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "{'theirs': {'strength': 2.0}} 16"

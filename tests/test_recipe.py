@@ -82,7 +82,8 @@ def test_a_copy_of_a_spec_is_independent():
         ("train.precision", "fp8", "train.precision: must be 'fp32' or 'bf16', not 'fp8'"),
         ("model.dropout.embedding", 1.5, "model.dropout.embedding: must be less than 1, not 1.5"),
         ("model.attention", {"gqa": {"n_kv_heads": 3}}, "model.attention: 3 key and value heads do not divide 4 query heads"),
-        ("optimizer.learning_rate", 1, "optimizer.learning_rate: optimizer 'adamw' has no option 'learning_rate'; known: beta1, beta2, eps, lr, weight_decay"),
+        ("optimizer.learning_rate", 1, "optimizer.learning_rate: optimizer 'adamw' has no option 'learning_rate'"
+         "; known: beta1, beta2, eps, lr, weight_decay"),
         ("batch.tokens", 100, "batch.tokens: 100 tokens are no whole number of sequences of 16"),
         ("batch.micro_sequences", 3, "batch.micro_sequences: 3 does not divide the 8 sequences of a batch"),
         ("train", 3, "train: is a group of fields and must be a mapping, not 3"),
@@ -137,11 +138,11 @@ def test_the_identity_of_a_known_recipe_does_not_move():
     st.none(), st.booleans(), st.integers(-5, 100), st.floats(), st.text(max_size=5), st.lists(st.integers(), max_size=2),
     st.dictionaries(st.text(max_size=3), st.integers(), max_size=2))))  # fmt: skip
 def test_any_overrides_resolve_or_are_refused(overrides: dict):
-    spec = Spec("nano")
+    spec, refused = Spec("nano"), ""
     try:
         spec.set_all(overrides)
         recipe = spec.resolve()
     except RecipeError as error:
-        assert "\n" not in str(error)
-    else:
-        assert Recipe.from_dict(recipe.to_dict()) == recipe
+        refused = str(error)
+    assert "\n" not in refused
+    assert refused or Recipe.from_dict(recipe.to_dict()) == recipe

@@ -110,7 +110,10 @@ def test_dropout_zero_is_off_and_each_place_acts():
 
 
 def test_arms_share_the_initial_values_of_the_parameters_they_share():
-    mha, rope = build(tiny(), "cpu"), build(tiny(model__position="rope", model__norm="rmsnorm", model__bias=True), "cpu")
+    mha, rope = (
+        build(tiny(), "cpu"),
+        build(tiny(model__position="rope", model__norm="rmsnorm", model__bias=True), "cpu"),
+    )
     assert torch.equal(mha.blocks[1].feed_forward.up.weight, rope.blocks[1].feed_forward.up.weight)
     assert torch.equal(mha.embedding.weight, rope.embedding.weight)
     assert not torch.equal(mha.embedding.weight, build(tiny(seed=1), "cpu").embedding.weight)
@@ -188,7 +191,9 @@ def test_the_validation_loss_is_the_plain_mean_and_bits_per_byte_follow():
     targets = logits.log_softmax(-1).gather(-1, windows[:, 1:, None])
     assert result.metrics["val_loss"] == pytest.approx(-float(targets.mean()), rel=1e-5)
     assert result.metrics["val_bpb"] == pytest.approx(result.metrics["val_loss"] / math.log(2))
-    assert result.metrics["val_loss_se"] == pytest.approx(float(-targets.mean(dim=(1, 2)).std() / math.sqrt(8)) * -1, rel=1e-4)
+    assert result.metrics["val_loss_se"] == pytest.approx(
+        float(-targets.mean(dim=(1, 2)).std() / math.sqrt(8)) * -1, rel=1e-4
+    )
 
 
 def test_clipping_bounds_what_reaches_the_optimizer():
@@ -203,7 +208,9 @@ def test_clipping_bounds_what_reaches_the_optimizer():
     assert float(norm) > 0.1 and seen == [pytest.approx(0.01, rel=1e-3)]
 
 
-@pytest.mark.parametrize("overrides", [{}, {"model__attention": "gqa", "model__activation": "swiglu"}, {"model__tie_embeddings": True}])
+@pytest.mark.parametrize(
+    "overrides", [{}, {"model__attention": "gqa", "model__activation": "swiglu"}, {"model__tie_embeddings": True}]
+)
 def test_the_flop_formula_agrees_with_torchs_count(overrides: dict):
     recipe = tiny(model__dim=64, data__seq_len=128, **overrides)
     with torch.device("meta"):
@@ -247,5 +254,10 @@ def test_throughput_is_batch_over_median_step():
 
 def test_the_deterministic_mode_holds_for_the_run_and_not_beyond_it():
     seen = []
-    train(tiny(train__deterministic=True), lambda p: seen.append(torch.are_deterministic_algorithms_enabled()), corpus=CORPUS, device="cpu")
+    train(
+        tiny(train__deterministic=True),
+        lambda p: seen.append(torch.are_deterministic_algorithms_enabled()),
+        corpus=CORPUS,
+        device="cpu",
+    )
     assert set(seen) == {True} and not torch.are_deterministic_algorithms_enabled()

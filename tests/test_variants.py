@@ -95,7 +95,10 @@ def test_a_variant_cannot_be_registered_twice():
         ({"rmsnorm": {"eps": "small"}}, "norm 'rmsnorm': eps: Input should be a valid number, not 'small'"),
         ({"rmsnorm": {"eps": -1.0}}, "norm 'rmsnorm': eps: Input should be greater than 0, not -1.0"),
         ({"rmsnorm": 3}, "options of norm 'rmsnorm' must be a mapping, not 3"),
-        (7, "expected a variant of norm (layernorm, rmsnorm) or one with options, such as {name: {option: value}}, not 7"),
+        (
+            7,
+            "expected a variant of norm (layernorm, rmsnorm) or one with options, such as {name: {option: value}}, not 7",
+        ),
     ],
 )
 def test_a_wrong_choice_is_refused_with_what_was_meant(value, message: str):
@@ -147,7 +150,12 @@ def test_attention_equals_llamas(attention, kv_heads: int):
     theirs = LlamaAttention(config, layer_idx=0)
     q, k, v = ours.qkv.weight.split([32, kv_heads * 8, kv_heads * 8])
     with torch.no_grad():
-        for mine, layer in ((q, theirs.q_proj), (k, theirs.k_proj), (v, theirs.v_proj), (ours.out.weight, theirs.o_proj)):
+        for mine, layer in (
+            (q, theirs.q_proj),
+            (k, theirs.k_proj),
+            (v, theirs.v_proj),
+            (ours.out.weight, theirs.o_proj),
+        ):
             layer.weight.copy_(mine)
     x = torch.randn(2, 16, 32)
     cos_sin = LlamaRotaryEmbedding(config)(x, torch.arange(16)[None])
@@ -178,7 +186,9 @@ def test_our_decoder_equals_transformers_gpt2():
 
     recipe = tiny(model__bias=True, model__tie_embeddings=True, model__activation={"gelu": {"approximate": "tanh"}})
     ours = Decoder(recipe.model, 16).eval()
-    theirs = GPT2LMHeadModel(GPT2Config(vocab_size=recipe.model.vocab_size, n_positions=16, n_embd=32, n_layer=2, n_head=4)).eval()
+    theirs = GPT2LMHeadModel(
+        GPT2Config(vocab_size=recipe.model.vocab_size, n_positions=16, n_embd=32, n_layer=2, n_head=4)
+    ).eval()
     t = theirs.transformer
     with torch.no_grad():
         ours.embedding.weight.copy_(t.wte.weight)
@@ -207,7 +217,9 @@ def test_our_decoder_equals_transformers_llama():
         theirs.lm_head.weight.copy_(ours.head.weight)
         for block, other in zip(ours.blocks, theirs.model.layers, strict=True):
             a, m = other.self_attn, other.mlp
-            for layer, mine in zip((a.q_proj, a.k_proj, a.v_proj), block.attention.qkv.weight.split([32, 16, 16]), strict=True):
+            for layer, mine in zip(
+                (a.q_proj, a.k_proj, a.v_proj), block.attention.qkv.weight.split([32, 16, 16]), strict=True
+            ):
                 layer.weight.copy_(mine)
             for layer, mine in zip((m.gate_proj, m.up_proj), block.feed_forward.up.weight.chunk(2), strict=True):
                 layer.weight.copy_(mine)
@@ -248,7 +260,9 @@ def test_adafactor_equals_torchs(options: dict):
     choice = FACTORS["optimizer"].choose({"adafactor": options})
     o = choice.options
     reference = run_optimizer(
-        lambda p: torch.optim.Adafactor(groups(p, o["weight_decay"]), lr=o["lr"], beta2_decay=o["decay"], d=o["clip"], foreach=False)
+        lambda p: torch.optim.Adafactor(
+            groups(p, o["weight_decay"]), lr=o["lr"], beta2_decay=o["decay"], d=o["clip"], foreach=False
+        )
     )
     for a, b in zip(run_optimizer(ours(choice)), reference, strict=True):
         close(a, b)

@@ -64,7 +64,7 @@ WRONG: dict[str, tuple[str | bytes, int | None, str]] = {
     "micro_batch_not_divisible": (
         GOOD + "base: {batch.micro_sequences: 3}\n",
         4,
-        "3 does not divide the 8 sequences of a batch",
+        "3 does not divide the 4 sequences of a batch",
     ),
     "textual_learning_rate": (GOOD + "base: {optimizer.lr: fast}\n", 4, "base.optimizer.lr: optimizer 'adamw': lr: "),
     "quoted_learning_rate": (GOOD + 'base: {optimizer.lr: "1e-3"}\n', 4, "not '1e-3'"),

@@ -94,7 +94,7 @@ class Adafactor(torch.optim.Optimizer):
     def _update(self, p: Tensor, grad: Tensor, state: dict, group: dict) -> None:
         if not state:
             state["step"] = torch.zeros((), device=p.device)
-            shapes = (p.shape[:-1] + (1,), p.shape[:-2] + (1, p.shape[-1])) if p.dim() > 1 else (p.shape,)
+            shapes = ((*p.shape[:-1], 1), (*p.shape[:-2], 1, p.shape[-1])) if p.dim() > 1 else (p.shape,)
             state["moments"] = [p.new_zeros(shape) for shape in shapes]
         t = state["step"].add_(1)
         eps1 = torch.finfo(p.dtype).eps

@@ -43,7 +43,9 @@ class Rope(nn.Module):
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, dim: int, head_dim: int, seq_len: int, *, base: Annotated[float, Field(gt=1)] = 10_000.0) -> None:
+    def __init__(
+        self, dim: int, head_dim: int, seq_len: int, *, base: Annotated[float, Field(gt=1)] = 10_000.0
+    ) -> None:
         super().__init__()
         with torch.device("cpu"):  # so that every device gets the same table
             frequency = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
