@@ -1,7 +1,7 @@
 """The scales at which a suite can run: everything that a suite leaves unsaid.
 
-Sizes follow GPT-2 and GPT-3 (arXiv:2005.14165, table 2.1) from 124m up; training length is 20 tokens per parameter
-(arXiv:2203.15556) but for `nano`, which answers in seconds on a CPU. Learning rates are per optimizer: AdamW's follow GPT-3's table
+Sizes follow GPT-2 and GPT-3 (arXiv:2005.14165, table 2.1) from 124m up, where the head is tied to the embeddings; training length
+is 20 tokens per parameter (arXiv:2203.15556) but for `nano`, which answers in seconds on a CPU. Learning rates are per optimizer: AdamW's follow GPT-3's table
 downwards in size, Lion's are a fifth of them with five times the decay (arXiv:2302.06675, section 5), Adafactor's multiply each parameter's
 root mean square (arXiv:1804.04235, section 8).
 """
@@ -13,11 +13,12 @@ from typing import Any
 
 def _scale(
     *, dim: int, n_layers: int, n_heads: int, vocab: int, seq_len: int, sequences: int, micro: int, tokens: int,
-    lr: float, adafactor_lr: float = 0.01, warmup: float = 0.02, precision: str = "bf16", points: int = 20, evaluation: int = 2**20,
+    lr: float, adafactor_lr: float = 0.01, warmup: float = 0.02, precision: str = "bf16", tie: bool = False,
+    points: int = 20, evaluation: int = 2**20,
 ) -> dict[str, Any]:  # fmt: skip
     return {
         "model": {
-            "dim": dim, "n_layers": n_layers, "n_heads": n_heads,
+            "dim": dim, "n_layers": n_layers, "n_heads": n_heads, "tie_embeddings": tie,
             "attention": "mha", "activation": "swiglu", "norm": "rmsnorm", "position": "rope",
         },
         "optimizer": {"adamw": {"lr": lr}, "lion": {"lr": lr / 5, "weight_decay": 0.5}, "adafactor": {"lr": adafactor_lr}},
@@ -36,11 +37,11 @@ SCALES: dict[str, dict[str, Any]] = {
     "10m": _scale(dim=384, n_layers=6, n_heads=6, vocab=8192, seq_len=512, sequences=32, micro=32, tokens=340_000_000, lr=1e-3),
     "30m": _scale(dim=512, n_layers=10, n_heads=8, vocab=8192, seq_len=512, sequences=128, micro=32, tokens=800_000_000, lr=1e-3),
     "124m": _scale(dim=768, n_layers=12, n_heads=12, vocab=50_257, seq_len=1024, sequences=256, micro=32,
-                   tokens=2_500_000_000, lr=6e-4),
+                   tokens=2_500_000_000, lr=6e-4, tie=True),
     "350m": _scale(dim=1024, n_layers=24, n_heads=16, vocab=50_257, seq_len=1024, sequences=512, micro=16,
-                   tokens=7_000_000_000, lr=3e-4),
+                   tokens=7_000_000_000, lr=3e-4, tie=True),
     "1b": _scale(dim=2048, n_layers=24, n_heads=16, vocab=50_257, seq_len=2048, sequences=512, micro=8,
-                 tokens=26_000_000_000, lr=2e-4),
+                 tokens=26_000_000_000, lr=2e-4, tie=True),
 }  # fmt: skip
 """Nested overrides by scale, in the words of a suite."""
 

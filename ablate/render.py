@@ -66,7 +66,8 @@ def duration(seconds: float | None) -> str:
         return "?"
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= 2 * size:
-            return f"{seconds / size:.2g} {unit}"
+            count = seconds / size
+            return f"{count:,.0f} {unit}" if count >= 10 else f"{count:.2g} {unit}"
     return f"{seconds:.0f} s"
 
 
