@@ -252,7 +252,7 @@ class _Run:
         ray._private.worker._worker_logs_enabled = False  # pyright: ignore
         if self.address is None:
             workers = min(most, len(self.jobs))
-            with _python_path():
+            with _module_path(self.scratch):
                 ray.init(
                     address="local", include_dashboard=False, num_cpus=workers * share.threads,
                     num_gpus=share.devices if share.device == "cuda" else 0, object_store_memory=100 * 2**20,
@@ -260,7 +260,8 @@ class _Run:
                 )  # fmt: skip
         else:
             try:
-                ray.init(address=self.address, **quiet)
+                with _module_path(self.scratch):
+                    ray.init(address=self.address, **quiet)
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise UserError(f"Ray cluster {self.address}: {_one_line(error)}") from None
             resources = ray.cluster_resources()
@@ -423,12 +424,16 @@ def _kill(processes: Iterable[psutil.Process]) -> None:
 
 
 @contextmanager
-def _python_path() -> Iterator[None]:
-    """Children started meanwhile find the modules that this process finds, also in a checkout that is not installed."""
+def _module_path(folder: Path) -> Iterator[None]:
+    """Workers find the modules that this process finds, also in a checkout that is not installed.
+
+    Ray would have them look in the current folder first, where a `registry` of the user's own may be: that is `folder` meanwhile.
+    """
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
     try:
-        yield
+        with contextlib.chdir(folder):
+            yield
     finally:
         os.environ.pop("PYTHONPATH")
         if before is not None:

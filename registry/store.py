@@ -60,8 +60,9 @@ class Store:
 
     def __init__(self, home: Path, uri: str) -> None:
         self.home = home
-        self.uri = uri
         self.path = _sqlite_path(uri)
+        # a path that counts from the current folder would mean another file once that changes
+        self.uri = f"sqlite:///{self.path}" if self.path and "?" not in uri else uri
         self._artifacts = True
         folder, name = home / "locks", f"store-{hashlib.sha256(uri.encode()).hexdigest()[:16]}.lock"
         self._lock = FileLock(self.path.with_name(f"{self.path.name}.lock") if self.path else folder / name)
