@@ -12,6 +12,7 @@ import logging
 import os
 import queue
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -52,7 +53,7 @@ logging.getLogger("ray").setLevel(logging.CRITICAL)
 TRIES = 3
 """How often a trial is given to a worker, if workers die over it."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-SHUTDOWN_SECONDS = 3.5
+SHUTDOWN_SECONDS = 3.0
 REPORT_SECONDS = 0.5
 
 
@@ -117,7 +118,7 @@ class _Run:
                 self._watch()
             finally:
                 self.rows.stop()
-                _end_ray(ray_thread, others, interrupted=not self.ended.is_set())
+                _end_ray(ray_thread, others, interrupted=not self.ended.is_set(), started=self.started.is_set)
             while not self.answers.empty():
                 self._take(0)
         if self.failure is not None and not self.records and self.signal is None:
@@ -142,11 +143,11 @@ class _Run:
         self.signal = number
 
     def _watch(self) -> None:
-        reported, trouble = 0.0, ""
+        reported, trouble, taken = 0.0, "", False
         while self.signal is None and not (self.ended.is_set() and self.answers.empty()):
             self._take(0.1)
-            if self.started.is_set():
-                self.started.clear()
+            if self.started.is_set() and not taken:
+                taken = True
                 _handle(dict.fromkeys(SIGNALS, self._interrupt))  # Ray's core put handlers of its own in their place
             if time.monotonic() - reported >= REPORT_SECONDS:
                 self._report()
@@ -390,7 +391,9 @@ class _Search(Searcher):
         raise NotImplementedError
 
 
-def _end_ray(ray_thread: threading.Thread, others: set[psutil.Process], *, interrupted: bool) -> None:
+def _end_ray(
+    ray_thread: threading.Thread, others: set[psutil.Process], *, interrupted: bool, started: Callable[[], bool]
+) -> None:
     """Have the Ray thread come to its end, and kill what is left of Ray. `others` are descendants that are not Ray's.
 
     `ray.shutdown` from here while `fit` runs there crashes the process. So an interrupted `fit` loses its workers, gets no more
@@ -403,6 +406,13 @@ def _end_ray(ray_thread: threading.Thread, others: set[psutil.Process], *, inter
         processes |= set(psutil.Process().children(recursive=True)) - others
         _kill(process for process in processes if interrupted and _may_train(process))
         ray_thread.join(0.1)
+    if ray_thread.is_alive() and not started():
+        # `ray.init` waits minutes for a server that was killed, and lets no other thread of this process run meanwhile
+        pids = [str(process.pid) for process in processes]
+        subprocess.Popen(
+            ["sh", "-c", 'sleep 0.5; kill -9 "$@"', "sh", *pids], start_new_session=True, stderr=subprocess.DEVNULL
+        )
+        return
     _kill(processes)
     psutil.wait_procs(processes, timeout=1)
 

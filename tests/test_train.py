@@ -12,8 +12,10 @@ from tiny import ArrayCorpus, tiny
 from torch.utils.flop_counter import FlopCounterMode
 
 from ablate import measure
+from ablate.data import prepare
 from ablate.model import build, stream_seed
 from ablate.recipe import Recipe
+from ablate.spec import Spec
 from ablate.step import Step
 from ablate.train import Checkpoint, Progress, evaluation_steps, train
 
@@ -261,3 +263,15 @@ def test_the_deterministic_mode_holds_for_the_run_and_not_beyond_it():
         device="cpu",
     )
     assert set(seen) == {True} and not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", ["mha", "mqa"])
+def test_a_known_source_is_learnt_almost_to_its_floor_and_never_below_it(home: Path, attention: str):
+    """The chain's own loss on the slice is the floor: less would mean that the model sees what it is to predict."""
+    spec = Spec("nano")
+    spec.set_all({"data.source": "synthetic", "data.tokenizer": "bytes", "model.attention": attention})
+    recipe = spec.resolve()
+    metrics = train(recipe, corpus=prepare(recipe.data, home / "cache"), device="cpu").metrics
+    assert metrics["unigram_entropy"] > 2.9
+    assert 0 < metrics["val_loss"] - metrics["loss_floor"] < 0.1
