@@ -27,7 +27,7 @@ class Rows:
     `again`. The thread that runs Tune calls `take`, `answer` and `lost`; a turn of theirs is known by Tune's trial id.
     """
 
-    def __init__(self, jobs: Sequence[Job], answers: queue.SimpleQueue[Answer]) -> None:
+    def __init__(self, jobs: Sequence[Job], answers: queue.Queue[Answer]) -> None:
         self.open = set(range(len(jobs)))
         self.tries: Counter[int] = Counter()
         self._shapes = [job.shape for job in jobs]

@@ -103,7 +103,8 @@ class _Run:
         self.failure: Exception | None = None
         self.signal: int | None = None
         self.started, self.ended = threading.Event(), threading.Event()
-        self.answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+        # not a SimpleQueue: in CPython 3.11 a signal can make its `get` forget the timeout and wait for ever
+        self.answers: queue.Queue[Answer] = queue.Queue()
         self.rows = Rows(jobs, self.answers)
         self.writer = Writer(store, self.spool)
         self.pace = Pace({job.trial_id: job.estimated_seconds or 1.0 for job in jobs})

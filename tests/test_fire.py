@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -28,10 +29,12 @@ PATIENCE = 120.0
 
 
 @pytest.fixture(autouse=True)
-def own_temporary_folder(home: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leases of one test are not those of another."""
-    monkeypatch.setenv("TMPDIR", str(tmp_path_factory.mktemp("t")))
-    home.mkdir()
+def own_temporary_folder(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Leases of one test are not those of another. Its path is short, for Ray puts sockets there."""
+    with tempfile.TemporaryDirectory(prefix="fire-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        home.mkdir()
+        yield
 
 
 class Driver:
@@ -162,6 +165,19 @@ def test_a_signal_ends_a_run_at_once_and_leaves_no_process(home: Path, number: s
     assert report["missing"] == []
     assert report["asked"] < 6
     assert recorded(home) == trial_ids(6)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_ray_starts_ends_the_run_too(home: Path, number: signal.Signals) -> None:
+    with driver(home, jobs=2) as run:
+        run.until(lambda: list(Path(os.environ["TMPDIR"]).glob("ablate-ray-*/session*")))
+        family = run.family()
+        began = time.monotonic()
+        run.process.send_signal(number)
+        assert run.wait(128 + number)["missing"] == trial_ids(2)
+        while any(map(alive, family)):
+            assert time.monotonic() - began < 5
+    assert fake_training.notes(home, "end") == []
 
 
 def test_two_drivers_on_an_empty_home_share_the_work(home: Path) -> None:

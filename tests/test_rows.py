@@ -9,8 +9,8 @@ import fake_training
 from ablate.rows import Answer, Rows
 
 
-def rows(shapes: str, workers: int, *, by_shape: bool = True) -> tuple[Rows, queue.SimpleQueue[Answer]]:
-    answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+def rows(shapes: str, workers: int, *, by_shape: bool = True) -> tuple[Rows, queue.Queue[Answer]]:
+    answers: queue.Queue[Answer] = queue.Queue()
     made = Rows([fake_training.job(i, shape=shape) for i, shape in enumerate(shapes)], answers)
     made.begin(workers, by_shape=by_shape)
     return made, answers
