@@ -7,6 +7,7 @@ A spec also takes what is easier to say than what a recipe holds: `model.ffn_rat
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -239,6 +240,6 @@ def _absolute(choice: Any, options: dict[str, Any], base_dir: Path | None) -> di
         if options.get(name):
             value = options[name]
             listed = [value] if isinstance(value, str) else value
-            absolute = [str((base_dir or Path.cwd()) / Path(item).expanduser()) for item in listed]
+            absolute = [os.path.abspath((base_dir or Path.cwd()) / Path(item).expanduser()) for item in listed]
             options[name] = absolute[0] if isinstance(value, str) else absolute
     return options
