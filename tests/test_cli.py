@@ -224,3 +224,23 @@ def test_run_then_nothing_to_run(ablate, home: Path) -> None:
     sys.modules["ablate.scheduler"] = ray
     out = ablate("leaderboard", "quickstart", "--format", "json")[1]
     assert [row["n"] for row in json.loads(out)["rows"]] == [1, 1]
+
+
+@pytest.mark.fire
+def test_a_run_that_was_killed_goes_on_where_it_was(ablate, home: Path) -> None:
+    """The real command, the real trainer: `kill -9` after the third of eight trials, then the same command again."""
+    command = [sys.executable, "-m", "ablate", "run", "quickstart", *SMALL]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stderr is not None
+        next(line for line in run.stderr if line.startswith("[3/8]"))
+        run.kill()
+    code, _, err = ablate("run", "quickstart", *SMALL)
+    assert code == 0
+    again = sum("val_loss" in line for line in err.splitlines())
+    assert 0 < again <= 5
+    trials = json.loads(ablate("query", "SELECT trial_id, status FROM trials", "--format", "json")[1])["rows"]
+    assert len(trials) == len({row["trial_id"] for row in trials}) == 8
+    assert {row["status"] for row in trials} == {"finished"}
+    code, _, err = ablate("run", "quickstart", *SMALL, "--seeds", "3")
+    assert sum("val_loss" in line for line in err.splitlines()) == 4
