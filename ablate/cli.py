@@ -75,9 +75,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in TRAIN_EXTRA:
+        name = (error.name or "").partition(".")[0]
+        if name not in (*TRAIN_EXTRA, "duckdb"):
             raise
-        return _wrong(f"this needs {error.name}, which is not installed: pip install 'ablate-bench[train]'")
+        extra = "[train]" if name in TRAIN_EXTRA else ""
+        return _wrong(f"this needs {name}, which is not installed: pip install 'ablate-bench{extra}'")
     except ValueError as error:
         if not isinstance(error, UserError) and not type(error).__module__.startswith("registry."):
             raise

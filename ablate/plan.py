@@ -16,6 +16,7 @@ from registry.record import RETRYABLE, DesignRecord, attempt_key, new_record_id
 
 if TYPE_CHECKING:
     from ablate.worker import Job
+    from registry import Store
 
 START_UP_SECONDS = 15.0
 """Ray and the imports of its workers."""
@@ -118,13 +119,14 @@ def make_plan(
     ids = [identities(trial.recipe) for trial in design.trials]
     # counters first, then what is done: a trial that is finished in between shows in its counter when it is about to be trained
     finished_before = {i.trial_id: TrialLock(home, attempt_key(i.trial_id, place)).finished() for i in ids}
-    statuses = Store.open(home, tracking_uri, create=False).statuses(place)
+    store = Store.open(home, tracking_uri, create=False)
+    statuses = store.statuses(place)
     for record in Spool(home).records():
         if record.environment_id == place and record.purpose == "primary":
             statuses[record.trial_id] = record.status
     redo = {None, *(RETRYABLE if retry_failed else ())}
     pending = {i.trial_id for i in ids if statuses.get(i.trial_id) in redo}
-    speed = _Speed(home, place, found) if pending else None
+    speed = _Speed(store, place, found) if pending else None
     rows = []
     for trial, i in zip(design.trials, ids, strict=True):
         rows.append(
@@ -203,18 +205,13 @@ class _Identities:
 class _Speed:
     """Seconds that a trial may take: from the rate that this environment was measured at, else from a guess."""
 
-    def __init__(self, home: Path, environment_id: str, found: dict[str, Any]) -> None:
-        import registry
+    def __init__(self, store: Store, environment_id: str, found: dict[str, Any]) -> None:
+        from registry.mirror import sync
 
-        sql = (
-            "SELECT scale, tokens_per_second * flops_per_token AS rate FROM trials WHERE tokens_per_second > 0 "
-            f"AND environment_id = '{environment_id}' ORDER BY finished_at DESC LIMIT 1000"
-        )
-        try:
-            known = registry.query(sql, home=home)
-        except ValueError:  # nothing recorded yet
-            known = None
-        self.rates = [] if known is None else known["rate"].tolist()
+        known = sync(store).trials.to_pydict()
+        columns = ("environment_id", "finished_at", "metrics.tokens_per_second", "metrics.flops_per_token")
+        rows = [row[1:] for row in zip(*(known[name] for name in columns), strict=True) if row[0] == environment_id]
+        self.rates = [speed * flops for _, speed, flops in sorted(rows, key=lambda row: row[0])[-1000:] if speed and flops]
         self.found = found
 
     def __call__(self, identity: _Identity, recipe: Recipe) -> float:

@@ -1,9 +1,9 @@
 """The scales at which a suite can run: everything that a suite leaves unsaid.
 
-Sizes follow GPT-2 and GPT-3 (arXiv:2005.14165, table 2.1) from 124m up, where the head is tied to the embeddings; training length
-is 20 tokens per parameter (arXiv:2203.15556) but for `nano`, which answers in seconds on a CPU. Learning rates are per optimizer: AdamW's follow GPT-3's table
-downwards in size, Lion's are a fifth of them with five times the decay (arXiv:2302.06675, section 5), Adafactor's multiply each parameter's
-root mean square (arXiv:1804.04235, section 8).
+Sizes follow GPT-2 and GPT-3 (arXiv:2005.14165, table 2.1) from 124m up, where the head is tied to the embeddings. Training
+length is 20 tokens per parameter (arXiv:2203.15556) but for `nano`, which answers in seconds on a CPU. Learning rates are per
+optimizer: AdamW's follow GPT-3's table downwards in size, Lion's are a fifth of them with five times the decay
+(arXiv:2302.06675, section 5), Adafactor's multiply each parameter's root mean square (arXiv:1804.04235, section 8).
 """
 
 from __future__ import annotations

@@ -212,6 +212,13 @@ def test_a_closed_pipe_is_quiet(argv: str, filled: Path) -> None:
     assert done.stdout in ("0\n", "141\n")
 
 
+def test_planning_needs_no_duckdb(ablate, filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Machines that train may lack what only queries need."""
+    monkeypatch.setitem(sys.modules, "duckdb", None)
+    assert ablate("plan", "quickstart", *SMALL)[0] == 0
+    assert ablate("leaderboard")[0] == 2
+
+
 @pytest.mark.fire
 def test_run_then_nothing_to_run(ablate, home: Path) -> None:
     code, _, err = ablate("run", "quickstart", *SMALL, "--seeds", "1", "--only", "attention=mha")
