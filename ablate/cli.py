@@ -261,7 +261,11 @@ def run(
     if outcome.waiting_in_spool:
         print(f"{outcome.waiting_in_spool} records wait in the spool for the tracking store", file=sys.stderr)
     if outcome.interrupted:
-        print("interrupted; what is finished is kept, and the same command goes on from there", file=sys.stderr, flush=True)
+        print(
+            "interrupted; what is finished is kept, and the same command goes on from there",
+            file=sys.stderr,
+            flush=True,
+        )
         os._exit(128 + outcome.interrupted)  # Ray's threads may hold up an orderly end for a minute
     failed = [record.trial_id for record in outcome.records if record.status != "finished"]
     for trial_id in failed:

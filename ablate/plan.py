@@ -211,7 +211,9 @@ class _Speed:
         known = sync(store).trials.to_pydict()
         columns = ("environment_id", "finished_at", "metrics.tokens_per_second", "metrics.flops_per_token")
         rows = [row[1:] for row in zip(*(known[name] for name in columns), strict=True) if row[0] == environment_id]
-        self.rates = [speed * flops for _, speed, flops in sorted(rows, key=lambda row: row[0])[-1000:] if speed and flops]
+        self.rates = [
+            speed * flops for _, speed, flops in sorted(rows, key=lambda row: row[0])[-1000:] if speed and flops
+        ]
         self.found = found
 
     def __call__(self, identity: _Identity, recipe: Recipe) -> float:
