@@ -37,11 +37,11 @@ class Format(StrEnum):
 # fmt: off
 SuiteArg = Annotated[str, typer.Argument(metavar="SUITE", help="A shipped suite, or the path of a YAML file.")]
 NamedSuite = Annotated[str, typer.Argument(metavar="SUITE", help="The name of a suite that was run, or its path.")]
-Scale = Annotated[str | None, typer.Option(metavar="SCALE", help="Preset such as nano or 10m, instead of the suite's.")]
+Scale = Annotated[str | None, typer.Option("--scale", metavar="SCALE", help="Preset such as nano or 10m, instead of the suite's.")]
 OnlyScale = Annotated[str | None, typer.Option("--scale", metavar="SCALE", help="Only this scale.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a field; repeatable.")]
-Seeds = Annotated[int | None, typer.Option(metavar="N", help="So many seeds, instead of the suite's.")]
-Only = Annotated[str | None, typer.Option(metavar="CELL", help="Only cells with these levels: FACTOR=LEVEL,...")]
+Seeds = Annotated[int | None, typer.Option("--seeds", metavar="N", help="So many seeds, instead of the suite's.")]
+Only = Annotated[str | None, typer.Option("--only", metavar="CELL", help="Only cells with these levels: FACTOR=LEVEL,...")]
 Output = Annotated[Format, typer.Option("--format", help="How to print it.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Read the local mirror; ask no tracking server.")]
 # fmt: on
@@ -215,14 +215,17 @@ def run(
     seeds: Seeds = None,
     only: Only = None,
     address: Annotated[
-        str | None, typer.Option(metavar="RAY", envvar="RAY_ADDRESS", help="A Ray cluster, instead of this machine.")
+        str | None,
+        typer.Option("--address", metavar="RAY", envvar="RAY_ADDRESS", help="A Ray cluster, instead of this machine."),
     ] = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try again what ran out of memory or time, or crashed.")
     ] = False,
-    workers: Annotated[int | None, typer.Option(metavar="N", min=1, help="Trials at once on each device.")] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", metavar="N", min=1, help="Trials at once on each device.")
+    ] = None,
     timeout: Annotated[
-        float | None, typer.Option(metavar="SECONDS", min=1, help="The longest that a trial may take.")
+        float | None, typer.Option("--timeout", metavar="SECONDS", min=1, help="The longest that a trial may take.")
     ] = None,
 ) -> int:
     """Run the trials of a suite that have not been run here.
@@ -325,9 +328,10 @@ def leaderboard(
     ] = None,
     scale: OnlyScale = None,
     where: Annotated[
-        list[str] | None, typer.Option(metavar="EXPR", help="Only trials for which this SQL holds; repeatable.")
+        list[str] | None,
+        typer.Option("--where", metavar="EXPR", help="Only trials for which this SQL holds; repeatable."),
     ] = None,
-    sort: Annotated[str, typer.Option(metavar="METRIC", help="Rank by this metric.")] = "val_loss",
+    sort: Annotated[str, typer.Option("--sort", metavar="METRIC", help="Rank by this metric.")] = "val_loss",
     form: Output = Format.table,
     offline: Offline = False,
 ) -> None:
