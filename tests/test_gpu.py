@@ -27,6 +27,7 @@ def test_the_deterministic_mode_is_bitwise():
     assert first.curves == second.curves
 
 
+@pytest.mark.filterwarnings("ignore:TensorFloat32")
 def test_the_device_learns_what_the_cpu_learns():
     recipe = tiny(**SIZES | {"train__precision": "fp32"})
     on_gpu, on_cpu = (train(recipe, corpus=ArrayCorpus(), device=device) for device in ("cuda", "cpu"))
