@@ -80,6 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         extra = "[train]" if name in TRAIN_EXTRA else ""
         return _wrong(f"this needs {name}, which is not installed: pip install 'ablate-bench{extra}'")
+    except OSError as error:
+        what = error.strerror or str(error)
+        return _wrong(f"{error.filename}: {what.lower()}" if error.filename else what)
     except ValueError as error:
         if not isinstance(error, UserError) and not type(error).__module__.startswith("registry."):
             raise
@@ -294,6 +297,8 @@ def status(suite: NamedSuite, scale: OnlyScale = None) -> None:
         if not active:
             raise
         found = []
+    if not found and not active:
+        raise UserError(f"no trial of suite {name!r} was run{f' at scale {scale!r}' if scale else ''} or is running")
     attempts = [one for one in found if one["purpose"] == "primary"]
     counts = Counter((one["scale"], one["cell"], one["status"]) for one in attempts)
     render.table(["scale", "cell", "status", "trials"], [[*key, str(n)] for key, n in counts.items()], right=["trials"])

@@ -20,31 +20,39 @@ def lease_folder() -> Path:
 class Lease:
     """Held while a trial's steps are measured; the kernel frees it when the holder dies.
 
-    `name` says which device (its UUID, or `cpu`). Without a name the device is shared: entering waits for nothing, and
-    `exclusive` stays False. `on_wait` is called if somebody else holds it, `on_start` once the measured window begins.
+    `name` says which device (its UUID, or `cpu`). A `shared` lease is held by several at once and keeps out those that want the
+    device to themselves. Without a name entering waits for nothing, and of either kind `exclusive` stays False. `on_wait` is
+    called if somebody else holds it, `on_start` once the measured window begins.
     """
 
     def __init__(
         self,
         name: str | None,
         *,
+        shared: bool = False,
         on_wait: Callable[[], None] = lambda: None,
         on_start: Callable[[], None] = lambda: None,
     ) -> None:
         self._lock = FileLock(lease_folder() / f"{name}.lock") if name else None
         self._on_wait, self._on_start = on_wait, on_start
+        self._shared = shared
+        self._waited = 0.0
+        self._since: float | None = None
         self.exclusive = False
-        self.waited = 0.0
-        """Seconds spent waiting for another holder."""
+
+    @property
+    def waited(self) -> float:
+        """Seconds spent waiting for another holder, also while that lasts."""
+        return self._waited + (time.monotonic() - self._since if self._since is not None else 0.0)
 
     def __enter__(self) -> Self:
         if self._lock is not None:
-            if not self._lock.try_acquire():
+            if not self._lock.acquire(blocking=False, shared=self._shared):
                 self._on_wait()
-                began = time.monotonic()
-                self._lock.acquire()
-                self.waited += time.monotonic() - began
-            self.exclusive = True
+                self._since = time.monotonic()
+                self._lock.acquire(shared=self._shared)
+                self._waited, self._since = self.waited, None
+            self.exclusive = not self._shared
         self._on_start()
         return self
 

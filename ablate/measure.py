@@ -109,7 +109,6 @@ class StepClock:
             "step_time_ms": 1e3 * median,
             "step_time_ms_p90": 1e3 * sorted(steady)[int(0.9 * (len(steady) - 1))],
             "tokens_per_second": recipe.batch_tokens / median,
-            "train_seconds": sum(self.seconds),
         }
         if peak:
             found["mfu"] = found["tokens_per_second"] * flops / peak

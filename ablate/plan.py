@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from ablate.worker import Job
     from registry import Store
 
+MATCH_TOLERANCE = 0.02
+"""The share by which arms that are said to be matched may differ."""
 START_UP_SECONDS = 15.0
 """Ray and the imports of its workers."""
 
@@ -256,6 +258,11 @@ def _warnings(rows: list[Row], ids: list[_Identity]) -> list[str]:
             f"the corpus is passed over up to {about}{most.epochs:.1f} times "
             f"({most.tokens:,} tokens of training, {corpus:,} in the corpus): "
             "regularisation acts differently on repeated data than on fresh data"
+        )
+    fewest, most = min(rows, key=lambda row: row.tokens), max(rows, key=lambda row: row.tokens)
+    if most.tokens > (1 + MATCH_TOLERANCE) * fewest.tokens:
+        found.append(
+            f"cells are not matched in tokens: {fewest.trial.label} trains on {fewest.tokens:,} and {most.trial.label} on {most.tokens:,}"
         )
     if len({row.trial.seed for row in rows}) == 1:
         found.append("one seed shows no noise, so no difference can be told from chance; ask for more with --seeds")

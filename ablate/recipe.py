@@ -43,6 +43,7 @@ class _Variant:
 
 
 Count = Annotated[int, BeforeValidator(_integral), Field(ge=1)]
+Size = Annotated[int, BeforeValidator(_integral), Field(ge=1, le=2**24)]
 Seed = Annotated[int, BeforeValidator(_integral), Field(ge=0, lt=2**31)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 
@@ -63,12 +64,12 @@ class Dropout(_Section):
 class Model(_Section):
     """The decoder: sizes, and one variant per factor."""
 
-    dim: Count
-    n_layers: Count
-    n_heads: Count
-    head_dim: Count
-    ffn_dim: Count
-    vocab_size: Count
+    dim: Size
+    n_layers: Size
+    n_heads: Size
+    head_dim: Size
+    ffn_dim: Size
+    vocab_size: Size
     attention: Annotated[Choice, _Variant("attention")]
     activation: Annotated[Choice, _Variant("activation")]
     norm: Annotated[Choice, _Variant("norm")]
@@ -81,8 +82,8 @@ class Model(_Section):
 class Batch(_Section):
     """Sequences per optimizer step, and how many of them go through the model at once."""
 
-    sequences: Count
-    micro_sequences: Count
+    sequences: Size
+    micro_sequences: Size
 
     @property
     def accumulation(self) -> int:
@@ -101,7 +102,7 @@ class Data(_Section):
 
     sources: Annotated[tuple[Source, ...], Field(min_length=1, strict=False)]
     tokenizer: Annotated[Choice, _Variant("tokenizer")]
-    seq_len: Count
+    seq_len: Size
 
 
 class Train(_Section):
@@ -117,7 +118,7 @@ class Train(_Section):
 class Evaluation(_Section):
     """The fixed validation slice, and at how many evenly spaced points it is evaluated (the last is the end)."""
 
-    sequences: Count
+    sequences: Size
     points: Count
 
 

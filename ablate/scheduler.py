@@ -274,8 +274,12 @@ class _Run:
             workers = min(gpus * per_device if gpus else cpus // share.threads, len(self.jobs))
             if not workers:
                 raise UserError(f"Ray cluster {self.address}: it has no CPU to spare")
-        alone = "gpu" if share.device == "cuda" else "cpu" if workers == 1 and self.address is None else None
-        place = Place(home=self.home, device=share.device, threads=share.threads, lease=alone, timeout=self.timeout)
+        # the CPUs of a cluster may be of several machines, with nobody to say which
+        lease = "gpu" if share.device == "cuda" else "cpu" if self.address is None else None
+        shared = share.device == "cpu" and workers > 1
+        place = Place(
+            home=self.home, device=share.device, threads=share.threads, lease=lease, shared=shared, timeout=self.timeout
+        )  # fmt: skip
         if self.trainer is not None:
             place = replace(place, trainer=self.trainer)
         if self.address is not None:

@@ -217,6 +217,8 @@ class Spec:
         value = self._values.get(path, default)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e18:
             raise RecipeError(path, f"must be a positive {'whole ' if whole else ''}number, not {value!r}")
+        if value > 2**24 and path not in ("batch.tokens", "train.tokens", "evaluation.tokens"):
+            raise RecipeError(path, f"must be at most {2**24:,}, not {value!r}")
         if whole and value != int(value):
             raise RecipeError(path, f"must be a whole number, not {value!r}")
         return int(value) if whole else value

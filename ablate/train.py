@@ -109,6 +109,7 @@ class _Run:
         self.val_se = math.nan
         self.peak_bytes = 0
         self.resumed = 0
+        self.earlier_seconds = 0.0
 
     def windows(self, step: int) -> Tensor:
         """The sequences of a step, [sequences, T + 1] token ids on the device."""
@@ -135,8 +136,8 @@ class _Run:
                 if len(bad):
                     return checked + int(bad[0]) + 1
                 checked = self.done
-            if evaluate:
-                self._evaluate()
+            if evaluate and not self._evaluate():
+                return self.done
             now = time.monotonic()
             if on_step and (evaluate or (now - reported >= REPORT_SECONDS and checked == self.done)):
                 on_step(self._progress(evaluate))
@@ -162,10 +163,12 @@ class _Run:
         self.losses[self.done], self.norms[self.done] = loss, norm
         self.done += 1
 
-    def _evaluate(self) -> None:
+    def _evaluate(self) -> bool:
+        """Add a point to the validation curve; False if it is not finite: the last update left weights that are not."""
         losses = self.step.evaluate(self.slice_tokens).double()
         self.val_se = float(losses.std() / math.sqrt(len(losses))) if len(losses) > 1 else math.nan
         self.curves["val_loss"].append([self.done, self.done * self.recipe.batch_tokens, float(losses.mean())])
+        return math.isfinite(self.curves["val_loss"][-1][2])
 
     def _progress(self, evaluated: bool) -> Progress:
         self.clock.read()
@@ -194,6 +197,7 @@ class _Run:
         if slice_.entropy_rate is not None:
             metrics["entropy_rate"] = slice_.entropy_rate
         metrics |= self.clock.metrics(recipe, flops, peak)
+        metrics["train_seconds"] = self.earlier_seconds + sum(self.clock.seconds)
         if self.device.type == "cuda":
             self.peak_bytes = torch.cuda.max_memory_allocated(self.device)
         metrics |= measure.memory_metrics(self.model, self.step.optimizer, self.peak_bytes)
@@ -238,7 +242,7 @@ class _Run:
             "recipe": digest(self.recipe.to_dict()), "corpus": self.corpus.fingerprint, "done": self.done,
             "model": self.model.state_dict(), "optimizer": self.step.optimizer.state_dict(),
             "losses": self.losses, "norms": self.norms, "curves": self.curves, "val_se": self.val_se,
-            "seconds": self.clock.seconds, "peak_bytes": self.peak_bytes, "rng": torch.get_rng_state(),
+            "seconds": self.earlier_seconds + sum(self.clock.seconds), "peak_bytes": self.peak_bytes, "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }  # fmt: skip
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -257,7 +261,8 @@ class _Run:
         self.step.optimizer.load_state_dict(state["optimizer"])
         self.losses, self.norms, self.curves = state["losses"], state["norms"], state["curves"]
         self.done = self.resumed = state["done"]
-        self.val_se, self.peak_bytes, self.clock.seconds = state["val_se"], state["peak_bytes"], state["seconds"]
+        # steps before the interruption may not have had the device to themselves: speed is that of the steps after it
+        self.val_se, self.peak_bytes, self.earlier_seconds = state["val_se"], state["peak_bytes"], state["seconds"]
         torch.set_rng_state(state["rng"].cpu())
         if state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.device)

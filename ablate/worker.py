@@ -19,6 +19,7 @@ from ablate.environment import describe, environment_id
 from ablate.errors import UserError
 from ablate.lease import Lease
 from ablate.status import StatusFile, log_path
+from ablate.watchdog import Watchdog
 from registry.locks import TrialLock
 from registry.record import TrialRecord, attempt_key, new_record_id
 from registry.spool import Spool
@@ -73,6 +74,8 @@ class Place:
     device: str
     threads: int
     lease: str | None
+    shared: bool = False
+    """Whether other workers may use the device at the same time."""
     timeout: float | None = None
     """Seconds that a trial may take, waiting for the device apart."""
     trainer: str = "ablate.worker:train_job"
@@ -115,9 +118,12 @@ def execute(job: Job, place: Place) -> TrialRecord | Contended:
             if finished > job.finished_before or (not finished and spool.find(key)):
                 return Contended(finished, environment_id(environment))
             status.phase("prepare")
-            record = _attempt(job, place, environment, status)
-            spool.put(record)
-            lock.mark_finished()
+
+            def keep(record: TrialRecord) -> None:
+                spool.put(record)
+                lock.mark_finished()
+
+            record = _attempt(job, place, environment, status, keep)
             if record.status in ("finished", "diverged"):
                 _checkpoint_path(job, place).unlink(missing_ok=True)
             return record
@@ -127,9 +133,13 @@ def execute(job: Job, place: Place) -> TrialRecord | Contended:
         status.close()
 
 
-def _attempt(job: Job, place: Place, environment: dict[str, Any], status: StatusFile) -> TrialRecord:
+def _attempt(
+    job: Job, place: Place, environment: dict[str, Any], status: StatusFile, keep: Callable[[TrialRecord], None]
+) -> TrialRecord:  # fmt: skip
     started, began = _now(), time.monotonic()
-    lease = Lease(place.lease, on_wait=lambda: status.phase("wait"), on_start=lambda: status.phase("train"))
+    lease = Lease(
+        place.lease, shared=place.shared, on_wait=lambda: status.phase("wait"), on_start=lambda: status.phase("train")
+    )
 
     def on_step(progress: Progress) -> None:
         status.progress(
@@ -138,12 +148,17 @@ def _attempt(job: Job, place: Place, environment: dict[str, Any], status: Status
         if place.timeout is not None and time.monotonic() - began - lease.waited > place.timeout:
             raise TrialTimeout(f"not done after {place.timeout:g} s, at step {progress.step} of {progress.steps}")
 
+    def hangs() -> None:
+        cause = f"not done after {place.timeout:g} s, and it did not answer: its worker was ended"
+        keep(make_record(job, environment, status="timeout", cause=cause, started=started))
+
     result = None
-    with _captured(log_path(place.home, job.trial_id)):
+    watchdog = Watchdog(place.timeout, lambda: time.monotonic() - began - lease.waited, hangs)
+    with _captured(log_path(place.home, job.trial_id)), watchdog:
         try:
             result = _resolve(place.trainer)(job, place, Hooks(exclusive=lease, on_step=on_step, phase=status.phase))
             ended, cause = result.status, result.cause
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # whatever a variant does, the worker lives on
             traceback.print_exc()
             ended, cause = _failure(error)
     seconds = {"total_seconds": time.monotonic() - began - lease.waited}
@@ -152,10 +167,14 @@ def _attempt(job: Job, place: Place, environment: dict[str, Any], status: Status
     )
     context = record.context | {"waited_seconds": round(lease.waited, 3)}
     if result is None:
-        return replace(record, context=context)
-    return replace(
-        record, step_mode=result.step_mode, metrics=result.metrics | seconds, curves=result.curves, context=result.context | context
-    )  # fmt: skip
+        record = replace(record, context=context)
+    else:
+        record = replace(
+            record, step_mode=result.step_mode, metrics=result.metrics | seconds, curves=result.curves,
+            context=result.context | context,
+        )  # fmt: skip
+    keep(record)
+    return record
 
 
 def make_record(
@@ -226,11 +245,11 @@ def usable(device: str) -> bool:
     return True
 
 
-def _failure(error: Exception) -> tuple[str, str]:
+def _failure(error: Exception | SystemExit) -> tuple[str, str]:
     """Status and cause, in one line, of what a trial raised."""
     import torch
 
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split()).encode("utf-8", "backslashreplace").decode()
     cause = (text if isinstance(error, (UserError, TrialTimeout)) else f"{type(error).__name__}: {text}")[:500]
     if isinstance(error, TrialTimeout):
         return "timeout", cause
@@ -257,7 +276,8 @@ def _captured(path: Path) -> Iterator[None]:
 
 
 def _checkpoint_path(job: Job, place: Place) -> Path:
-    return place.home / "checkpoints" / f"{job.trial_id}-{job.purpose}.pt"
+    key = attempt_key(job.trial_id, environment_id(describe(place.device, place.threads)), job.purpose)
+    return place.home / "checkpoints" / f"{key}.pt"
 
 
 def _resolve(path: str) -> Trainer:

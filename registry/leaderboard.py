@@ -143,6 +143,10 @@ class Leaderboard:
             raise RegistryEmpty(
                 f'no results for suite "{self._suite}"; there are some for: {", ".join(suites) or "none"}'
             )
+        scales = sorted({d for s, d in zip(mirror.designs["suite"].to_pylist(), mirror.designs["scale"].to_pylist(), strict=True)
+                         if self._suite in (None, s)})  # fmt: skip
+        if self._scale is not None and self._scale not in scales:
+            raise RegistryEmpty(f'no results at scale "{self._scale}"; there are some at: {", ".join(scales)}')
         if self._where:
             raise RegistryEmpty(f"no result fits {' AND '.join(self._where)}")
         raise RegistryEmpty(f"no results yet: run `ablate run {self._suite or 'quickstart'}`")

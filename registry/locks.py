@@ -57,15 +57,17 @@ class FileLock:
         """Whether this object holds the lock."""
         return self._descriptor is not None
 
-    def acquire(self, blocking: bool = True) -> bool:
-        """Take the lock; False if it is another's and `blocking` is off."""
+    def acquire(self, blocking: bool = True, *, shared: bool = False) -> bool:
+        """Take the lock; False if it is another's and `blocking` is off. `shared` holders keep out only those that are not."""
         if not self._threads.acquire(blocking=blocking):
             return False
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
-                fcntl.lockf(descriptor, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
+                fcntl.lockf(
+                    descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if blocking else fcntl.LOCK_NB)
+                )
             except BaseException:
                 os.close(descriptor)
                 raise

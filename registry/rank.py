@@ -26,8 +26,10 @@ def p_value(first: Values, second: Values) -> float:
         df = sum(parts) ** 2 / (sum(weights) or 1.0)
     else:
         return 1.0
+    if estimate * (fmean(first.values()) - fmean(second.values())) <= 0.0:
+        return 1.0  # the seeds in common contradict the means over all seeds: the data do not say which is better
     if error == 0.0:
-        return 1.0 if estimate == 0.0 else 0.0
+        return 0.0
     return float(2.0 * stdtr(df, -abs(estimate / error)))
 
 

@@ -34,7 +34,7 @@ class Spool:
                     raise RecordError(f"record_id: {record.record_id!r} is not the name of its file")
             except FileNotFoundError:
                 continue  # cleared by another process in between
-            except RecordError as error:
+            except (RecordError, OSError, RecursionError) as error:
                 self._set_aside(path, error)
             else:
                 found.append(record)
@@ -53,7 +53,7 @@ class Spool:
             raise RecordError(f"record_id: {record_id!r} cannot name a file")
         return self.folder / f"{record_id}.json"
 
-    def _set_aside(self, path: Path, reason: RecordError) -> None:
+    def _set_aside(self, path: Path, reason: Exception) -> None:
         target = self.folder / "damaged" / path.name
         target.parent.mkdir(exist_ok=True)
         try:

@@ -42,7 +42,7 @@ class Sandbox:
     column named as the last part of its path (`n_layers` for `model.n_layers`; the whole path with `_` where two
     settings share a last part or it is taken), a variant's name is in the column of its factor (`attention`), its
     options are columns too and all together JSON in `attention_options`. `designs`, one row per suite, scale, design
-    and trial (`latest` marks the newest design).
+    and trial (`latest` marks the newest design that has results).
     """
 
     def __init__(self, mirror: Mirror, **tables: pa.Table | pd.DataFrame) -> None:
@@ -51,7 +51,7 @@ class Sandbox:
         names = column_names(mirror.trials.column_names)
         selected = ", ".join(f'"{column}" AS "{name}"' for column, name in names.items())
         connection.execute(f"CREATE VIEW trials AS SELECT {selected}, {_COUNTS} AS counts FROM _trials")
-        for name, table in {"designs": exploded(mirror.designs), **tables}.items():
+        for name, table in {"designs": exploded(mirror.designs, mirror.trials), **tables}.items():
             connection.register(name, table)
         for setting in (
             "python_enable_replacements = false",
@@ -136,20 +136,21 @@ def column_names(columns: list[str]) -> dict[str, str]:
     return {column: names[column] for column in sorted(names, key=lambda column: order.get(column, len(order)))}
 
 
-def exploded(designs: pa.Table) -> pa.Table:
-    """The view `designs`."""
+def exploded(designs: pa.Table, trials: pa.Table) -> pa.Table:
+    """The view `designs`. A design none of whose trials has a record is not the latest while another has some."""
     records = [DesignRecord.from_json(text) for text in designs["design"].to_pylist()]
-    newest: dict[tuple[str, str], tuple[str, str]] = {}
+    known = set(trials["trial_id"].to_pylist())
+    newest: dict[tuple[str, str], tuple[bool, str, str]] = {}
     for record in records:
-        key = record.suite, record.scale
-        newest[key] = max(newest.get(key, ("", "")), (record.created_at, record.design_id))
+        key, begun = (record.suite, record.scale), any(trial["trial_id"] in known for trial in record.trials)
+        newest[key] = max(newest.get(key, (False, "", "")), (begun, record.created_at, record.design_id))
     rows = [
         {
             "suite": record.suite,
             "scale": record.scale,
             "design_id": record.design_id,
             "created_at": record.created_at,
-            "latest": newest[record.suite, record.scale][1] == record.design_id,
+            "latest": newest[record.suite, record.scale][2] == record.design_id,
             "trial_id": trial["trial_id"],
             "cell_id": trial["cell_id"],
             "seed": trial["seed"],

@@ -75,6 +75,10 @@ class Store:
         older MLflow, once, however many processes ask. Without, a missing database reads as empty.
         """
         own = f"sqlite:///{home.absolute() / 'mlflow.db'}"
+        if set("?%#") & set(own):
+            raise StoreError(
+                f"ABLATE_HOME {home}: a path with ?, % or # means something else to the database; choose another"
+            )
         store = cls(home.absolute(), tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or own)
         if urlsplit(store.uri).scheme in ("", "file"):
             raise StoreError(

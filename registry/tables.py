@@ -66,6 +66,8 @@ def render(frame: pd.DataFrame, format: str, console: Console | None = None, not
 
 
 def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist") and getattr(value, "ndim", 0):
+        value = value.tolist()
     if isinstance(value, (list, tuple, dict)):
         return value
     if hasattr(value, "item"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ from ablate.worker import Hooks, Job, Place
 
 
 def job(seed: int = 0, *, finished_before: int = 0, shape: str = "", **recipe: Any) -> Job:
-    """A job whose `recipe` says how `train` behaves: `seconds`, `gate` (a file to wait for), `raises`, `prints`, `dies`."""
+    """A job whose `recipe` says how `train` behaves: `seconds`, `gate` (a file to wait for), `raises`, `prints`, `dies`, `hangs`."""
     return Job(
         trial_id=f"{seed:016x}", cell_id="c" * 16, label="fake", suite="fake", scale="nano", seed=seed, recipe=recipe,
         levels={"model.norm": "fake"}, corpus_fingerprint="d" * 16, code_fingerprint="e" * 16, shape=shape,
@@ -34,6 +35,8 @@ def train(job: Job, place: Place, hooks: Hooks) -> Result:
         _note(place.home, "measure", job, os.getpid())
         if recipe.get("dies") == job.seed:
             os.kill(os.getpid(), signal.SIGKILL)
+        while recipe.get("hangs") == job.seed:
+            time.sleep(0.1)
         steps = 10
         for step in range(1, steps + 1):
             time.sleep(recipe.get("seconds", 0.0) / steps)
@@ -41,7 +44,7 @@ def train(job: Job, place: Place, hooks: Hooks) -> Result:
                 time.sleep(0.02)
             hooks.on_step(Progress(step, steps, step, 2.0, None, 100.0))
         if recipe.get("raises"):
-            raise {"ValueError": ValueError, "MemoryError": MemoryError}[recipe["raises"]]("as asked")
+            raise getattr(builtins, recipe["raises"])("as asked")
     _note(place.home, "end", job, os.getpid())
     metrics = {"val_loss": 2.0 + job.seed / 100}
     return Result(status="finished", metrics=metrics, curves={"val_loss": [[10, 10, 2.0]]}, step_mode="fake")
@@ -81,7 +84,13 @@ def main(home: Path, options: dict[str, Any]) -> int:
     ]
     events: list[Any] = []
     outcome = scheduler.run(
-        todo, home=home, store=store, workers_per_device=workers, trainer="fake_training:train", on_event=events.append
+        todo,
+        home=home,
+        store=store,
+        workers_per_device=workers,
+        timeout=options.get("timeout"),
+        trainer="fake_training:train",
+        on_event=events.append,
     )
     report = {
         "asked": len(todo), "records": [r.trial_id for r in outcome.records], "status": [r.status for r in outcome.records],

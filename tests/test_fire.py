@@ -148,6 +148,16 @@ def test_a_trial_that_always_kills_its_worker_is_recorded_as_killed(home: Path) 
     assert finish(home, jobs=3, workers=1)["asked"] == 0
 
 
+def test_a_trial_that_hangs_is_ended_and_the_rest_goes_on(home: Path, tmp_path: Path) -> None:
+    report = finish(home, jobs=2, workers=1, timeout=1.0, recipe={"hangs": 0})
+    assert dict(zip(report["records"], report["status"], strict=True)) == dict(
+        zip(trial_ids(2), ["timeout", "finished"], strict=True)
+    )
+    assert len(fake_training.notes(home, "begin")) == 2
+    (hung,) = [record for record in Store.open(home).trials() if record.status == "timeout"]
+    assert hung.cause == "not done after 1 s, and it did not answer: its worker was ended"
+
+
 @pytest.mark.parametrize("to_group", [False, True], ids=["driver", "group"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_run_at_once_and_leaves_no_process(home: Path, number: signal.Signals, to_group: bool) -> None:

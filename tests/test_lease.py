@@ -47,6 +47,21 @@ def test_a_free_lease_is_exclusive_and_waits_for_nobody() -> None:
     assert not waits
 
 
+@pytest.mark.parametrize(("mode", "free"), [("", False), ("shared=True", True)])
+def test_a_shared_lease_keeps_out_only_those_that_want_the_device_alone(mode: str, free: bool) -> None:
+    """`lockf` excludes processes, so the second one is another process."""
+    with Lease("device", shared=True) as lease:
+        assert not lease.exclusive
+        script = f"""
+import os
+from ablate.lease import Lease
+with Lease("device", {mode}{", " if mode else ""}on_wait=lambda: os._exit(3)):
+    pass
+"""
+        done = subprocess.run([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": os.getcwd()})
+    assert done.returncode == (0 if free else 3)
+
+
 def test_a_killed_holder_is_succeeded_at_once() -> None:
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER], stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": os.getcwd()}

@@ -84,6 +84,8 @@ def test_a_copy_of_a_spec_is_independent():
         ("batch.tokens", 100, "batch.tokens: 100 tokens are no whole number of sequences of 16"),
         ("batch.micro_sequences", 3, "batch.micro_sequences: 3 does not divide the 8 sequences of a batch"),
         ("train", 3, "train: is a group of fields and must be a mapping, not 3"),
+        ("model.dim", 1e17, "model.dim: must be at most 16,777,216, not 1e+17"),
+        ("batch.micro_limit", 1e9, "batch.micro_limit: must be at most 16,777,216, not 1000000000.0"),
         ("model.vocab_size", 64, "model.vocab_size: 64 is smaller than the tokenizer's 257"),
     ],
 )  # fmt: skip

@@ -159,3 +159,12 @@ def test_whole_files_replace_each_other(tmp_path: Path) -> None:
     write_whole(tmp_path / "deep" / "file", "one")
     write_whole(tmp_path / "deep" / "file", "two")
     assert [path.read_text() for path in (tmp_path / "deep").iterdir()] == ["two"]
+
+
+def test_what_cannot_be_a_record_is_set_aside(home: Path) -> None:
+    spool = Spool(home)
+    (spool.folder / "folder.json").mkdir(parents=True)
+    (spool.folder / "deep.json").write_text("[" * 100_000)
+    with pytest.warns(SpoolWarning):
+        assert spool.records() == []
+    assert sorted(path.name for path in (spool.folder / "damaged").iterdir()) == ["deep.json", "folder.json"]

@@ -125,3 +125,8 @@ def test_what_was_measured_while_sharing_is_marked(leaderboard: pd.DataFrame) ->
     page = text(marked, "markdown")
     first, second = page.splitlines()[-len(leaderboard) :][:2]
     assert "~" in first and "~" not in second and "exclusive" not in page
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_lists_are_shown(format: str) -> None:
+    assert "1" in text(pd.DataFrame({"a": [np.array([1, 2]), np.array([3])]}), format)

@@ -52,7 +52,11 @@ def test_a_finished_trial_is_spooled_counted_and_leaves_no_status(place: Place) 
 
 @pytest.mark.parametrize(
     ("raises", "status", "cause"),
-    [("ValueError", "crashed", "ValueError: as asked"), ("MemoryError", "out_of_memory", "MemoryError: as asked")],
+    [
+        ("ValueError", "crashed", "ValueError: as asked"),
+        ("MemoryError", "out_of_memory", "MemoryError: as asked"),
+        ("SystemExit", "crashed", "SystemExit: as asked"),
+    ],
 )
 def test_what_training_raises_is_a_result(place: Place, raises: str, status: str, cause: str) -> None:
     record = attempt(place, fake_training.job(raises=raises))
@@ -85,11 +89,16 @@ def test_a_trial_that_takes_too_long_is_a_timeout(place: Place) -> None:
     assert record.cause.startswith("not done after 0.05 s, at step 1 of 10")
 
 
+def test_a_cause_that_is_no_text_can_be_written() -> None:
+    assert worker._failure(ValueError("\ud800")) == ("crashed", r"ValueError: \ud800")
+
+
 def test_the_record_says_whether_the_device_was_its_own(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert attempt(replace(place, lease="cpu"), fake_training.job()).exclusive
+    assert not attempt(replace(place, lease="cpu", shared=True), fake_training.job(1)).exclusive
 
 
 def test_a_trial_that_somebody_finished_meanwhile_is_not_trained(place: Place) -> None:

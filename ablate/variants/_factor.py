@@ -157,4 +157,4 @@ def load_factors() -> dict[str, Factor]:
             importlib.import_module(f"ablate.variants.{module.name}")
     for entry in entry_points(group=ENTRY_POINT_GROUP):
         entry.load()
-    return FACTORS
+    return dict(sorted(FACTORS.items()))
