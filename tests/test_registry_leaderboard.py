@@ -362,5 +362,5 @@ def test_seeds_in_common_that_contradict_the_means_separate_nothing() -> None:
 
 def test_a_scale_without_results_is_named(home: Path) -> None:
     fill(home, 2, 2)
-    with pytest.raises(RegistryEmpty, match='no results at scale "nonsense"; there are some at: 10m'):
+    with pytest.raises(RegistryEmpty, match='no results at scale "nonsense"; there are some at: nano'):
         board(home).suite("attention", "nonsense").frame()
