@@ -56,6 +56,9 @@ app = typer.Typer(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code. What is the user's to mend is one line on stderr, and 2."""
     given = list(sys.argv[1:] if argv is None else argv)
+    # a closed stream is None to Python, and everything that prints fails on it
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     command = get_command(app)
     try:
         with warnings.catch_warnings(), command.make_context("ablate", given or ["--help"]) as context:
@@ -349,9 +352,8 @@ def leaderboard(
     from registry.tables import render as show_frame
 
     board = Leaderboard(offline=offline).sort(sort)
-    if suite is not None:
-        board = board.suite(_name(suite), scale)
-    for expression in [*(where or ()), *([f"scale = '{scale}'"] if scale and suite is None else ())]:
+    board = board.suite(None if suite is None else _name(suite), scale)
+    for expression in where or ():
         board = board.where(expression)
     frame = board.frame()
     show_frame(frame, form, render.console(), frame.attrs["notes"])

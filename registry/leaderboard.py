@@ -56,8 +56,8 @@ class Leaderboard:
     _metric: str = "val_loss"
     _descending: bool | None = None
 
-    def suite(self, name: str, scale: str | None = None) -> Leaderboard:
-        """Only this suite, at this scale or at all."""
+    def suite(self, name: str | None, scale: str | None = None) -> Leaderboard:
+        """Only this suite (None: all of them), at this scale or at all."""
         return replace(self, _suite=name, _scale=scale)
 
     def where(self, expression: str) -> Leaderboard:

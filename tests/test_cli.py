@@ -212,6 +212,13 @@ def test_a_closed_pipe_is_quiet(argv: str, filled: Path) -> None:
     assert done.stdout in ("0\n", "141\n")
 
 
+def test_a_closed_stdout_is_no_error(filled: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    script = f"{sys.executable} -m ablate leaderboard >&-"
+    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_planning_needs_no_duckdb(ablate, filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Machines that train may lack what only queries need."""
     monkeypatch.setitem(sys.modules, "duckdb", None)
