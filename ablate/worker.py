@@ -150,7 +150,7 @@ def _attempt(
 
     def hangs() -> None:
         cause = f"not done after {place.timeout:g} s, and it did not answer: its worker was ended"
-        keep(make_record(job, environment, status="timeout", cause=cause, started=started))
+        keep(make_record(job, environment, status="timeout", cause=cause, started=started, exclusive=lease.exclusive))
 
     result = None
     watchdog = Watchdog(place.timeout, lambda: time.monotonic() - began - lease.waited, hangs)

@@ -61,7 +61,7 @@ def test_ray_trains_everything_quietly(
     home: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("PYTHONPATH", raising=False)
-    jobs = [fake_training.job(0), fake_training.job(1, raises="ValueError"), fake_training.job(2, seconds=60.0)]
+    jobs = [fake_training.job(0), fake_training.job(1, raises="ValueError"), fake_training.job(2, seconds=20.0)]
     store = Store.open(home)
     events: list[Any] = []
     outcome = scheduler.run(

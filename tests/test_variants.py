@@ -11,7 +11,7 @@ from tiny import ArrayCorpus, tiny
 from torch import nn
 
 from ablate.errors import UserError
-from ablate.model import Decoder, build
+from ablate.model import build
 from ablate.step import Step
 from ablate.train import lr_factors, train
 from ablate.variants import Choice, Variant, load_factors
@@ -166,6 +166,7 @@ def test_attention_equals_llamas(attention, kv_heads: int):
 
 def test_learned_positions_add_a_vector_per_position():
     position = FACTORS["position"].choose("learned").build(32, 8, 16)
+    nn.init.normal_(position.table.weight)
     x = torch.randn(2, 10, 32)
     close(position.embed(x), x + position.table(torch.arange(10)))
     assert torch.equal(position.rotate(x), x)
@@ -185,7 +186,7 @@ def test_our_decoder_equals_transformers_gpt2():
     from transformers import GPT2Config, GPT2LMHeadModel
 
     recipe = tiny(model__bias=True, model__tie_embeddings=True, model__activation={"gelu": {"approximate": "tanh"}})
-    ours = Decoder(recipe.model, 16).eval()
+    ours = build(recipe, "cpu").eval()
     theirs = GPT2LMHeadModel(
         GPT2Config(vocab_size=recipe.model.vocab_size, n_positions=16, n_embd=32, n_layer=2, n_head=4)
     ).eval()
@@ -208,7 +209,7 @@ def test_our_decoder_equals_transformers_llama():
 
     recipe = tiny(model__attention="gqa", model__activation="swiglu", model__norm="rmsnorm", model__position="rope")
     sizes = recipe.model
-    ours = Decoder(sizes, 16).eval()
+    ours = build(recipe, "cpu").eval()
     theirs = LlamaForCausalLM(LlamaConfig(
         vocab_size=sizes.vocab_size, hidden_size=32, intermediate_size=sizes.ffn_dim, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=16, rms_norm_eps=1e-5, tie_word_embeddings=False)).eval()  # fmt: skip
