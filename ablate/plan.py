@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -230,6 +231,7 @@ class _Speed:
         return 1.0 + (recipe.tokens + evaluated / 3) * identity.flops / rate
 
 
+@functools.cache
 def _matmul_rate(threads: int) -> float:
     """A quarter of what this CPU multiplies small matrices at, in FLOP/s: about what small models reach."""
     import time
@@ -239,10 +241,10 @@ def _matmul_rate(threads: int) -> float:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     a = torch.randn(512, 512)
-    a @ a
+    torch.mm(a, a)
     begin = time.perf_counter()
     for _ in range(5):
-        a @ a
+        torch.mm(a, a)
     torch.set_num_threads(before)
     return 0.25 * 5 * 2 * 512**3 / (time.perf_counter() - begin)
 
