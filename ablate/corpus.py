@@ -95,7 +95,7 @@ class Corpus:
             most = max(len(part.validation) for part in self.parts)
             raise UserError(f"{most} validation tokens are too few for a sequence of {seq_len}")
 
-    def order(self, seed: int, seq_len: int, count: int) -> np.ndarray:
+    def order(self, seed: int, seq_len: int, count: int, unique: int | None = None) -> np.ndarray:
         """Where each training sequence starts in `tokens`: int64[count]; it reads seq_len + 1 tokens from there.
 
         The stream depends on seed and seq_len alone: batch k of B sequences is order[k * B:(k + 1) * B], a longer

@@ -64,7 +64,7 @@ def estimated_memory(recipe: Recipe, parameters: int) -> float:
     attention matrix, which SDPA does not keep), and the logits three times.
     """
     size, tokens = recipe.model, recipe.batch.micro_sequences * recipe.data.seq_len
-    width = 4 if recipe.train.precision == "fp32" else 2
+    width = 4 if recipe.train.precision.name in ("fp32", "tf32") else 2
     state = 4 * parameters * (2 + recipe.optimizer.variant.trait("state_numbers", 2.0))
     layers = tokens * size.n_layers * (16 * size.dim + 4 * size.ffn_dim) * width
     return state + layers + tokens * size.vocab_size * (8 + width)

@@ -1,4 +1,4 @@
-"""The decoder: a pre-norm transformer, assembled from the variants that a recipe selects.
+"""The decoder: a transformer assembled from the variants that a recipe selects.
 
 Shapes: B sequences, T tokens, V vocabulary. Every parameter is initialized from a stream of its own, named after
 the seed and the parameter, so that arms which share a parameter start from the same values.
@@ -7,16 +7,15 @@ the seed and the parameter, so that arms which share a parameter start from the 
 from __future__ import annotations
 
 import hashlib
-import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ablate.recipe import Model, Recipe
-
-INIT_STD = 0.02
-"""GPT-2's; the projections back into the residual stream have it divided by sqrt(2 n_layers) (GPT-2, section 2.3)."""
+from ablate.variants._attend import Context, context
+from ablate.variants.optimizer import Group
 
 
 def stream_seed(seed: int, *names: object) -> int:
@@ -46,77 +45,126 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + feed_forward(norm(x)), each with dropout on what it adds."""
+    """Attention and feed-forward, each with dropout on what it adds, in the recipe's order and with its norms."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
-        self.attention_norm = model.norm.build(model.dim, model.bias)
         self.attention = model.attention.build(model)
-        self.feed_forward_norm = model.norm.build(model.dim, model.bias)
         self.feed_forward = FeedForward(model)
         self.attention_dropout = nn.Dropout(model.dropout.attention_output)
         self.feed_forward_dropout = nn.Dropout(model.dropout.feed_forward_output)
+        self.arrange = model.block.bind()
+        branches = len(self.arrange(nn.Identity(), nn.Identity()))
+        self.residuals = nn.ModuleList(
+            model.placement.build(lambda: model.norm.build(model.dim, model.bias)) for _ in range(branches)
+        )
 
-    def forward(self, x: Tensor, position: nn.Module) -> Tensor:
-        x = x + self.attention_dropout(self.attention(self.attention_norm(x), position.rotate))
-        return x + self.feed_forward_dropout(self.feed_forward(self.feed_forward_norm(x)))
+    def forward(self, x: Tensor, seen: Context) -> Tensor:
+        branches = self.arrange(
+            lambda y: self.attention_dropout(self.attention(y, seen)),
+            lambda y: self.feed_forward_dropout(self.feed_forward(y)),
+        )
+        for residual, branch in zip(self.residuals, branches, strict=True):
+            x = residual(x, branch)
+        return x
 
 
 class Decoder(nn.Module):
     """A language model: token ids [B, T] to logits [B, T, V]."""
 
-    def __init__(self, model: Model, seq_len: int) -> None:
+    def __init__(self, recipe: Recipe) -> None:
         super().__init__()
+        model, train, data = recipe.model, recipe.train, recipe.data
+        self.sizes = model
+        self.scheme = model.init.build(model)
         self.embedding = _embedding(model.vocab_size, model.dim)
-        self.position = model.position.build(model.dim, model.head_dim, seq_len)
         self.embedding_dropout = nn.Dropout(model.dropout.embedding)
         self.blocks = nn.ModuleList(Block(model) for _ in range(model.n_layers))
-        self.norm = model.norm.build(model.dim, model.bias)
+        self.position = model.position.build(model.dim, self.blocks[0].attention.rotated_dim, data.seq_len)
+        final = model.placement.variant.trait("final_norm")
+        self.norm = model.norm.build(model.dim, model.bias) if final else nn.Identity()
         self.head = nn.Linear(model.dim, model.vocab_size, bias=False)
         if model.tie_embeddings:
             self.head.weight = self.embedding.weight
+        self.separator = data.tokenizer.build().separator if data.document_masking else None
+        self.call_block = train.checkpointing.bind()
+        self.loss_chunks, self.z_loss, self.label_smoothing = train.loss_chunks, train.z_loss, train.label_smoothing
+        self.decay_skips = train.decay_skips
 
     def forward(self, tokens: Tensor) -> Tensor:
+        return self.logits(self.hidden(tokens))
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """What the head reads: [B, T, dim]."""
+        seen = context(self.sizes, self.position, tokens, self.separator)
         x = self.embedding_dropout(self.position.embed(self.embedding(tokens)))
         for block in self.blocks:
-            x = block(x, self.position)
-        return self.head(self.norm(x))
+            x = self.call_block(block, x, seen)
+        return self.norm(x)
 
-    def loss(self, windows: Tensor) -> Tensor:
-        """Cross-entropy of every target [B, T] in nats, from windows of T + 1 tokens."""
-        logits = self(windows[:, :-1])
-        losses = F.cross_entropy(logits.float().flatten(0, 1), windows[:, 1:].flatten(), reduction="none")
-        return losses.view(windows.shape[0], -1)
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., dim] to [..., V]."""
+        logits = self.head(hidden) * self.scheme.output_scale
+        cap = self.sizes.output_soft_cap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def losses(self, windows: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of every target [B, T] in nats, from windows of T + 1 tokens, and what training minimizes.
+
+        The two differ in training by label smoothing (arXiv:1512.00567) and by z_loss log^2 Z (arXiv:2204.02311, section 5).
+        """
+        hidden, targets = self.hidden(windows[:, :-1]).flatten(0, 1), windows[:, 1:]
+        if self.loss_chunks == 1:
+            entropy, objective = self._losses(hidden, targets.flatten())
+        else:
+            pieces = [
+                checkpoint(self._losses, *piece, use_reentrant=False)
+                for piece in zip(hidden.chunk(self.loss_chunks), targets.flatten().chunk(self.loss_chunks), strict=True)
+            ]
+            entropy, objective = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+        return entropy.view(targets.shape), objective.view(targets.shape)
+
+    def _losses(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.logits(hidden).float()
+        entropy = objective = F.cross_entropy(logits, targets, reduction="none")
+        if self.training and self.label_smoothing:
+            objective = F.cross_entropy(logits, targets, reduction="none", label_smoothing=self.label_smoothing)
+        if self.training and self.z_loss:
+            objective = objective + self.z_loss * logits.logsumexp(-1).square()
+        return entropy, objective
 
     def initialize(self, seed: int) -> None:
-        """Normal(0, 0.02) for matrices and embeddings, scaled down into the residual stream; zero biases; norms as built."""
-        residual = {
-            f"blocks.{i}.{name}.weight"
-            for i in range(len(self.blocks))
-            for name in ("attention.out", "feed_forward.down")
-        }
+        """Matrices and embeddings from the recipe's scheme, zero biases, norms as built."""
         for name, parameter in self.named_parameters():
             if parameter.dim() > 1:
-                std = INIT_STD / math.sqrt(2 * len(self.blocks)) if name in residual else INIT_STD
                 generator = torch.Generator().manual_seed(stream_seed(seed, "init", name))
+                std = self.scheme.std(name, parameter)
                 values = torch.empty(parameter.shape).normal_(0, std, generator=generator)
                 with torch.no_grad():
                     parameter.copy_(values)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
-    def decayed(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """The parameters that weight decay acts on (matrices of the hidden layers and the head), and the rest."""
+    def groups(self) -> list[Group]:
+        """The parameters, grouped by what an optimizer must know of them."""
         embeddings = {id(module.weight) for module in self.modules() if isinstance(module, nn.Embedding)}
-        decayed = [p for p in self.parameters() if p.dim() > 1 and id(p) not in embeddings]
-        chosen = {id(p) for p in decayed}
-        return decayed, [p for p in self.parameters() if id(p) not in chosen]
+        found: dict[tuple[bool, bool, float], Group] = {}
+        for name, parameter in self.named_parameters():
+            matrix, embedding = parameter.dim() > 1, id(parameter) in embeddings
+            skipped = {"nothing": False, "vectors": not matrix, "vectors_and_embeddings": not matrix or embedding}
+            key = (
+                matrix and name.startswith("blocks."),
+                not skipped[self.decay_skips],
+                self.scheme.rate(name, parameter),
+            )
+            found.setdefault(key, Group([], *key)).params.append(parameter)
+        return [found[key] for key in sorted(found, reverse=True)]
 
 
 def build(recipe: Recipe, device: torch.device | str) -> Decoder:
     """The recipe's decoder on `device`, initialized from its seed (on the meta device: shapes only)."""
     with torch.device(device):
-        decoder = Decoder(recipe.model, recipe.data.seq_len).to(device)
+        decoder = Decoder(recipe).to(device)
     if torch.device(device).type != "meta":
         decoder.initialize(recipe.seed)
     return decoder

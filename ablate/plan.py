@@ -151,7 +151,7 @@ def shape(recipe: Recipe) -> str:
     """Equal for recipes that can share a compiled step: all that it is compiled for, without seed, rates and length."""
     return digest({
         "model": recipe.model.model_dump(mode="json"), "batch": recipe.batch.model_dump(), "seq_len": recipe.data.seq_len,
-        "optimizer": recipe.optimizer.name, "precision": recipe.train.precision, "deterministic": recipe.train.deterministic,
+        "optimizer": recipe.optimizer.name, "train": recipe.train.model_dump(mode="json", exclude={"steps", "warmup"}), "document_masking": recipe.data.document_masking,
     })  # fmt: skip
 
 
@@ -222,7 +222,7 @@ class _Speed:
     def __call__(self, identity: _Identity, recipe: Recipe) -> float:
         from ablate import measure
 
-        peak = measure.peak_flops(self.found["device"], recipe.train.precision)
+        peak = measure.peak_flops(self.found["device"], recipe.train.precision.name)
         rate = (
             statistics.median(self.rates) if self.rates else 0.3 * peak if peak else _matmul_rate(self.found["threads"])
         )

@@ -19,13 +19,16 @@ def _scale(
     return {
         "model": {
             "dim": dim, "n_layers": n_layers, "n_heads": n_heads, "tie_embeddings": tie,
-            "attention": "mha", "activation": "swiglu", "norm": "rmsnorm", "position": "rope",
+            "attention": "mha", "window": "full", "qk_norm": "none", "activation": "swiglu", "block": "sequential",
+            "norm": "rmsnorm", "placement": "pre", "position": "rope", "init": "gpt2",
         },
         "optimizer": {"adamw": {"lr": lr}, "lion": {"lr": lr / 5, "weight_decay": 0.5}, "adafactor": {"lr": adafactor_lr}},
         "lr_schedule": "cosine",
         "batch": {"sequences": sequences, "micro_limit": micro},
-        "data": {"source": "stdlib", "tokenizer": {"bpe": {"vocab_size": vocab}}, "seq_len": seq_len},
-        "train": {"tokens": tokens, "warmup": warmup, "precision": precision},
+        "data": {"source": "stdlib", "curation": "none", "tokenizer": {"bpe": {"vocab_size": vocab}}, "seq_len": seq_len},
+        "train": {
+            "tokens": tokens, "warmup": warmup, "precision": precision, "clipping": "norm", "checkpointing": "none",
+        },
         "evaluation": {"tokens": evaluation, "points": points},
     }  # fmt: skip
 

@@ -46,6 +46,12 @@ Count = Annotated[int, BeforeValidator(_integral), Field(ge=1)]
 Size = Annotated[int, BeforeValidator(_integral), Field(ge=1, le=2**24)]
 Seed = Annotated[int, BeforeValidator(_integral), Field(ge=0, lt=2**31)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+def _about(description: str, reference: str = "", **constraints: Any) -> Any:
+    """What a field is and where it comes from, for `ablate variants` and the schema."""
+    return Field(description=description, json_schema_extra={"reference": reference}, **constraints)
 
 
 class _Section(BaseModel):
@@ -55,35 +61,52 @@ class _Section(BaseModel):
 class Dropout(_Section):
     """The probability of zeroing, at four places."""
 
-    attention_weights: Probability = 0.0
-    attention_output: Probability = 0.0
-    feed_forward_output: Probability = 0.0
-    embedding: Probability = 0.0
+    attention_weights: Annotated[Probability, _about("dropout of the attention weights", "arXiv:1706.03762")] = 0.0
+    attention_output: Annotated[Probability, _about("dropout of what attention adds", "arXiv:1706.03762")] = 0.0
+    feed_forward_output: Annotated[
+        Probability, _about("dropout of what the feed-forward block adds", "arXiv:1706.03762")
+    ] = 0.0
+    embedding: Annotated[Probability, _about("dropout of the embeddings with their positions", "arXiv:1706.03762")] = (
+        0.0
+    )
 
 
 class Model(_Section):
     """The decoder: sizes, and one variant per factor."""
 
-    dim: Size
-    n_layers: Size
-    n_heads: Size
-    head_dim: Size
-    ffn_dim: Size
-    vocab_size: Size
+    dim: Annotated[Size, _about("width of the residual stream", "arXiv:1706.03762")]
+    n_layers: Annotated[Size, _about("blocks", "arXiv:1706.03762")]
+    n_heads: Annotated[Size, _about("query heads", "arXiv:1706.03762")]
+    head_dim: Annotated[Size, _about("width of a head; dim / n_heads where nothing is said", "arXiv:1706.03762")]
+    ffn_dim: Annotated[Size, _about("hidden width of the feed-forward block", "arXiv:1706.03762")]
+    vocab_size: Annotated[
+        Size, _about("rows of the embedding; the tokenizer's, rounded up, where nothing is said", "arXiv:2407.13623")
+    ]
     attention: Annotated[Choice, _Variant("attention")]
+    window: Annotated[Choice, _Variant("window")]
+    qk_norm: Annotated[Choice, _Variant("qk_norm")]
+    attention_soft_cap: Annotated[
+        Positive | None, _about("bound c of the attention logits: c tanh(x / c)", "arXiv:2408.00118")
+    ] = None
+    output_soft_cap: Annotated[
+        Positive | None, _about("bound c of the output logits: c tanh(x / c)", "arXiv:2408.00118")
+    ] = None
     activation: Annotated[Choice, _Variant("activation")]
+    block: Annotated[Choice, _Variant("block")]
     norm: Annotated[Choice, _Variant("norm")]
+    placement: Annotated[Choice, _Variant("placement")]
     position: Annotated[Choice, _Variant("position")]
+    init: Annotated[Choice, _Variant("init")]
     dropout: Dropout = Dropout()
-    bias: bool = False
-    tie_embeddings: bool = False
+    bias: Annotated[bool, _about("whether linear layers and layer norms have a bias", "arXiv:2204.02311")] = False
+    tie_embeddings: Annotated[bool, _about("whether the head is the embedding", "arXiv:1608.05859")] = False
 
 
 class Batch(_Section):
     """Sequences per optimizer step, and how many of them go through the model at once."""
 
-    sequences: Size
-    micro_sequences: Size
+    sequences: Annotated[Size, _about("sequences per optimizer step", "arXiv:1812.06162")]
+    micro_sequences: Annotated[Size, _about("sequences that go through the model at once", "arXiv:1811.06965")]
 
     @property
     def accumulation(self) -> int:
@@ -98,28 +121,62 @@ class Source(_Section):
 
 
 class Data(_Section):
-    """What is trained on."""
+    """What is trained on, and what is held out: `validation`, or the held-out part of `sources` where that is empty."""
 
     sources: Annotated[tuple[Source, ...], Field(min_length=1, strict=False)]
+    validation: Annotated[
+        tuple[Source, ...],
+        _about("sources of the validation slice, instead of data.sources", "arXiv:2305.10429", strict=False),
+    ] = ()
+    curation: Annotated[Choice, _Variant("curation")]
     tokenizer: Annotated[Choice, _Variant("tokenizer")]
-    seq_len: Size
+    seq_len: Annotated[Size, _about("tokens per sequence", "arXiv:2108.12409")]
+    unique_sequences: Annotated[
+        Count | None,
+        _about(
+            "train on this many sequences, over and over; on the whole corpus where nothing is said", "arXiv:2305.16264"
+        ),
+    ] = None
+    document_masking: Annotated[bool, _about("whether attention stays within a document", "arXiv:2402.13991")] = False
 
 
 class Train(_Section):
-    """Length, warmup (a share of the steps), clipping (of the gradient's norm) and arithmetic."""
+    """Length, rate, objective and arithmetic of training."""
 
-    steps: Count
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.02
-    grad_clip: Annotated[float, Field(gt=0)] | None = 1.0
-    precision: Literal["fp32", "bf16"] = "bf16"
-    deterministic: bool = False
+    steps: Annotated[Count, _about("optimizer steps", "arXiv:2203.15556")]
+    warmup: Annotated[
+        float, _about("share of the steps in which the rate rises linearly", "arXiv:1706.02677", ge=0, lt=1)
+    ] = 0.02
+    clipping: Annotated[Choice, _Variant("clipping")]
+    decay_skips: Annotated[
+        Literal["nothing", "vectors", "vectors_and_embeddings"],
+        _about(
+            "what weight decay leaves alone: norms and biases (vectors), embeddings too, or nothing", "arXiv:2005.14165"
+        ),
+    ] = "vectors_and_embeddings"
+    z_loss: Annotated[
+        float, _about("weight of the squared log of the softmax's normalizer", "arXiv:2204.02311", ge=0)
+    ] = 0.0
+    label_smoothing: Annotated[
+        Probability, _about("share of the target spread over the vocabulary", "arXiv:1512.00567")
+    ] = 0.0
+    precision: Annotated[Choice, _Variant("precision")]
+    checkpointing: Annotated[Choice, _Variant("checkpointing")]
+    loss_chunks: Annotated[
+        Size,
+        _about(
+            "pieces in which logits and loss are computed, one at a time in memory; 1 is all at once",
+            "arXiv:2411.09009",
+        ),
+    ] = 1
+    deterministic: Annotated[bool, _about("only deterministic kernels", "torch.use_deterministic_algorithms")] = False
 
 
 class Evaluation(_Section):
     """The fixed validation slice, and at how many evenly spaced points it is evaluated (the last is the end)."""
 
-    sequences: Size
-    points: Count
+    sequences: Annotated[Size, _about("sequences of the validation slice")]
+    points: Annotated[Count, _about("evaluations in the course of training")]
 
 
 class Recipe(_Section):
@@ -149,6 +206,8 @@ class Recipe(_Section):
         found = {factor.field: value for factor in load_factors().values() if (value := self._at(factor.field))}
         for i, source in enumerate(self.data.sources):
             found[f"data.sources.{i}.source"] = source.source
+        for i, source in enumerate(self.data.validation):
+            found[f"data.validation.{i}.source"] = source.source
         return found
 
     def _at(self, path: str) -> Any:
@@ -203,7 +262,11 @@ class Recipe(_Section):
     def identity(self, corpus_fingerprint: str, code_fingerprint: str) -> dict[str, Any]:
         """What the trial id is a hash of: data by content and not by path, code by meaning."""
         fields = self.to_dict()
-        fields["data"] = {"seq_len": self.data.seq_len, "corpus": corpus_fingerprint}
+        data = self.data
+        fields["data"] = {
+            "seq_len": data.seq_len, "unique_sequences": data.unique_sequences, "document_masking": data.document_masking,
+            "corpus": corpus_fingerprint,
+        }  # fmt: skip
         fields["code"] = code_fingerprint
         return fields
 

@@ -103,8 +103,8 @@ class Spec:
             raise RecipeError(path, f"is not a field of a recipe{near_miss(path, self._suggestions())}")
         elif path == "model.dropout" and isinstance(value, (int, float)) and not isinstance(value, bool):
             self.set_all({f"model.dropout.{place}": value for place in schema.Dropout.model_fields})
-        elif path == "data.sources":
-            self._set_leaf(path, self._sources(value, base_dir))
+        elif path in ("data.sources", "data.validation"):
+            self._set_leaf(path, self._sources(path, value, base_dir))
         elif any(other.startswith(path + ".") for other in self._known):
             if not isinstance(value, Mapping):
                 raise RecipeError(path, f"is a group of fields and must be a mapping, not {value!r}")
@@ -135,12 +135,12 @@ class Spec:
         if field == "data.source":
             self._values.pop("data.sources", None)
 
-    def _sources(self, value: Any, base_dir: Path | None) -> list[dict[str, Any]]:
+    def _sources(self, field: str, value: Any, base_dir: Path | None) -> list[dict[str, Any]]:
         if not isinstance(value, list) or not value:
-            raise RecipeError("data.sources", f"must be a list of sources, not {value!r}")
+            raise RecipeError(field, f"must be a list of sources, not {value!r}")
         found = []
         for i, item in enumerate(value):
-            path = f"data.sources.{i}"
+            path = f"{field}.{i}"
             entry = item if isinstance(item, Mapping) and "source" in item else {"source": item}
             extra = [key for key in entry if key not in ("source", "weight")]
             if extra:

@@ -95,7 +95,9 @@ class _Run:
         self.steps, self.length = recipe.train.steps, recipe.data.seq_len
         self.model: Decoder = build(recipe, device)
         self.step = Step(recipe, self.model, compile=device.type == "cuda")
-        self.order = corpus.order(recipe.seed, self.length, self.steps * recipe.batch.sequences)
+        self.order = corpus.order(
+            recipe.seed, self.length, self.steps * recipe.batch.sequences, recipe.data.unique_sequences
+        )
         self.tokens = torch.from_numpy(_signed(corpus.tokens)).to(device) if device.type == "cuda" else None
         self.slice: Validation = corpus.validation(self.length, recipe.evaluation.sequences)
         self.slice_tokens = torch.from_numpy(np.asarray(self.slice.tokens, dtype=np.int64)).to(device)
@@ -183,7 +185,7 @@ class _Run:
         recipe, slice_ = self.recipe, self.slice
         flops = measure.flops_per_token(self.model, recipe)
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
-        peak = measure.peak_flops(name, recipe.train.precision)
+        peak = measure.peak_flops(name, recipe.train.precision.name)
         metrics: dict[str, float] = {
             "tokens": self.done * recipe.batch_tokens,
             "epochs": self.done * recipe.batch_tokens / self.corpus.train_tokens,
@@ -240,7 +242,7 @@ class _Run:
         self.clock.read()
         state = {
             "recipe": digest(self.recipe.to_dict()), "corpus": self.corpus.fingerprint, "done": self.done,
-            "model": self.model.state_dict(), "optimizer": self.step.optimizer.state_dict(),
+            "step": self.step.state_dict(),
             "losses": self.losses, "norms": self.norms, "curves": self.curves, "val_se": self.val_se,
             "seconds": self.earlier_seconds + sum(self.clock.seconds), "peak_bytes": self.peak_bytes, "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
@@ -257,8 +259,7 @@ class _Run:
         state = torch.load(path, map_location=self.device, weights_only=True)
         if (state["recipe"], state["corpus"]) != (digest(self.recipe.to_dict()), self.corpus.fingerprint):
             raise ValueError(f"{path} is a checkpoint of another recipe or corpus")
-        self.model.load_state_dict(state["model"])
-        self.step.optimizer.load_state_dict(state["optimizer"])
+        self.step.load_state_dict(state["step"])
         self.losses, self.norms, self.curves = state["losses"], state["norms"], state["curves"]
         self.done = self.resumed = state["done"]
         # steps before the interruption may not have had the device to themselves: speed is that of the steps after it
@@ -272,9 +273,9 @@ def lr_factors(recipe: Recipe) -> list[float]:
     """The learning rate of each step over its peak: linear warmup, then the schedule, which ends at the last step."""
     steps = recipe.train.steps
     warmup = round(recipe.train.warmup * steps)
-    after = max(1, steps - warmup)
+    after, schedule = max(1, steps - warmup), recipe.lr_schedule.bind()
     return [
-        (step + 1) / warmup if step < warmup else float(recipe.lr_schedule.build((step + 1 - warmup) / after))
+        (step + 1) / warmup if step < warmup else float(schedule((step + 1 - warmup) / after, warmup / steps))
         for step in range(steps)
     ]
 
@@ -295,8 +296,9 @@ def _seed(recipe: Recipe, device: torch.device) -> None:
 
 @contextmanager
 def _arithmetic(recipe: Recipe) -> Iterator[None]:
-    """Deterministic kernels where the recipe asks for them; the process is left as it was found."""
-    before = torch.are_deterministic_algorithms_enabled()
+    """Deterministic kernels and TF32 where the recipe asks for them; the process is left as it was found."""
+    before, products = torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if recipe.train.precision.build().tf32 else "highest")
     if recipe.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(recipe.train.deterministic)
@@ -304,6 +306,7 @@ def _arithmetic(recipe: Recipe) -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
+        torch.set_float32_matmul_precision(products)
 
 
 def _signed(tokens: np.ndarray) -> np.ndarray:

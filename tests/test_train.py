@@ -100,7 +100,7 @@ def test_dropout_zero_is_off_and_each_place_acts():
         recipe = tiny(**overrides)
         model = build(recipe, "cpu").train()
         torch.manual_seed(0)
-        return model.loss(windows).mean()
+        return model.losses(windows)[1].mean()
 
     off = loss()
     for place in ("attention_weights", "attention_output", "feed_forward_output", "embedding"):
@@ -199,7 +199,7 @@ def test_the_validation_loss_is_the_plain_mean_and_bits_per_byte_follow():
 
 
 def test_clipping_bounds_what_reaches_the_optimizer():
-    recipe = tiny(train__grad_clip=0.01, optimizer={"adamw": {"lr": 1e-3}})
+    recipe = tiny(train__clipping={"norm": {"limit": 0.01}}, optimizer={"adamw": {"lr": 1e-3}})
     seen = []
     model = build(recipe, "cpu")
     step = Step(recipe, model, compile=False)
@@ -218,7 +218,7 @@ def test_the_flop_formula_agrees_with_torchs_count(overrides: dict):
     with torch.device("meta"):
         model = build(recipe, "meta")
         with FlopCounterMode(display=False) as counter:
-            model.loss(torch.zeros(2, 129, dtype=torch.long, device="meta")).mean().backward()
+            model.losses(torch.zeros(2, 129, dtype=torch.long, device="meta"))[1].mean().backward()
     assert measure.flops_per_token(model, recipe) == pytest.approx(counter.get_total_flops() / 256, rel=0.01)
 
 

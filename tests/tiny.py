@@ -34,7 +34,7 @@ class ArrayCorpus:
         self.fingerprint, self.vocab_size, self.train_tokens = f"array-{vocabulary}-{length}", vocabulary, length
         self.tokens = (generator.integers(0, 3, length).cumsum() % vocabulary).astype(np.uint16)
 
-    def order(self, seed: int, seq_len: int, count: int) -> np.ndarray:
+    def order(self, seed: int, seq_len: int, count: int, unique: int | None = None) -> np.ndarray:
         return np.random.default_rng(seed).integers(0, self.train_tokens - seq_len - 1, count)
 
     def validation(self, seq_len: int, sequences: int) -> Any:

@@ -62,6 +62,10 @@ class Choice:
         """Call the variant with what the model supplies and the options."""
         return self.variant.build(*args, **self.options)
 
+    def bind(self) -> Callable[..., Any]:
+        """The variant with its options filled in, for what is called again and again."""
+        return functools.partial(self.variant.build, **self.options)
+
     def to_dict(self) -> dict[str, dict[str, Any]]:
         return {self.name: dict(self.options)}
 

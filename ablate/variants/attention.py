@@ -32,11 +32,14 @@ class _Grouped(nn.Module):
         self.qkv = nn.Linear(model.dim, (self.n_heads + 2 * n_kv_heads) * self.head_dim, bias=model.bias)
         self.out = nn.Linear(self.n_heads * self.head_dim, model.dim, bias=model.bias)
 
+    rotated_dim = property(lambda self: self.head_dim)
+
     @property
     def kv_width(self) -> int:
         return 2 * self.n_kv_heads * self.head_dim
 
-    def forward(self, x: Tensor, rotate: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(self, x: Tensor, context) -> Tensor:
+        rotate = context.rotate
         batch, length, _ = x.shape
         heads = self.qkv(x).view(batch, length, -1, self.head_dim).transpose(1, 2)
         q, k, v = heads.split([self.n_heads, self.n_kv_heads, self.n_kv_heads], dim=1)

@@ -19,18 +19,18 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @lr_schedule.variant("cosine", reference="arXiv:1608.03983")
-def cosine(progress: float, *, final: Share = 0.1) -> float:
+def cosine(progress: float, warmup: float, *, final: Share = 0.1) -> float:
     """Half a cosine from 1 to `final`."""
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 @lr_schedule.variant("linear", reference="arXiv:1810.04805")
-def linear(progress: float, *, final: Share = 0.0) -> float:
+def linear(progress: float, warmup: float, *, final: Share = 0.0) -> float:
     """A straight line from 1 to `final`."""
     return 1 - (1 - final) * progress
 
 
 @lr_schedule.variant("constant", reference="arXiv:2001.08361")
-def constant(progress: float) -> float:
+def constant(progress: float, warmup: float) -> float:
     """No decay."""
     return 1.0

@@ -7,7 +7,8 @@ decay skips). `lr` is the peak of the schedule. None of them synchronises with t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated
 
 import torch
@@ -24,9 +25,20 @@ Decay = Annotated[float, Field(ge=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
-def _groups(decayed: Iterable[Parameter], rest: Iterable[Parameter], weight_decay: float) -> list[dict]:
-    groups = [{"params": list(decayed), "weight_decay": weight_decay}, {"params": list(rest), "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Parameters that an optimizer treats alike: whether they are matrices of a block, decay, and a multiple of the rate."""
+
+    params: list[Parameter]
+    matrices: bool
+    decayed: bool
+    rate: float
+
+
+def _groups(groups: Sequence[Group], lr: float, weight_decay: float) -> list[dict]:
+    return [
+        {"params": g.params, "lr": lr * g.rate, "weight_decay": weight_decay if g.decayed else 0.0} for g in groups
+    ]
 
 
 @optimizer.variant("adamw", reference="arXiv:1711.05101")
@@ -36,10 +48,10 @@ class AdamW(torch.optim.AdamW):
     state_numbers = 2.0
 
     def __init__(
-        self, decayed: Iterable[Parameter], rest: Iterable[Parameter], *, lr: Rate = 1e-3, weight_decay: Decay = 0.1,
+        self, groups: Sequence[Group], *, lr: Rate = 1e-3, weight_decay: Decay = 0.1,
         beta1: Beta = 0.9, beta2: Beta = 0.95, eps: Rate = 1e-8,
     ) -> None:  # fmt: skip
-        super().__init__(_groups(decayed, rest, weight_decay), lr=lr, betas=(beta1, beta2), eps=eps, fused=True)
+        super().__init__(_groups(groups, lr, weight_decay), lr=lr, betas=(beta1, beta2), eps=eps, fused=True)
 
 
 @optimizer.variant("lion", reference="arXiv:2302.06675")
@@ -49,10 +61,10 @@ class Lion(torch.optim.Optimizer):
     state_numbers = 1.0
 
     def __init__(
-        self, decayed: Iterable[Parameter], rest: Iterable[Parameter], *, lr: Rate = 1e-4, weight_decay: Decay = 1.0,
+        self, groups: Sequence[Group], *, lr: Rate = 1e-4, weight_decay: Decay = 1.0,
         beta1: Beta = 0.9, beta2: Beta = 0.99,
     ) -> None:  # fmt: skip
-        super().__init__(_groups(decayed, rest, weight_decay), {"lr": lr, "beta1": beta1, "beta2": beta2})
+        super().__init__(_groups(groups, lr, weight_decay), {"lr": lr, "beta1": beta1, "beta2": beta2})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -79,10 +91,10 @@ class Adafactor(torch.optim.Optimizer):
     state_numbers = 0.01
 
     def __init__(
-        self, decayed: Iterable[Parameter], rest: Iterable[Parameter], *, lr: Rate = 1e-2, weight_decay: Decay = 0.0,
+        self, groups: Sequence[Group], *, lr: Rate = 1e-2, weight_decay: Decay = 0.0,
         decay: Annotated[float, Field(lt=0)] = -0.8, clip: Annotated[float, Field(ge=1)] = 1.0, eps2: Rate = 1e-3,
     ) -> None:  # fmt: skip
-        super().__init__(_groups(decayed, rest, weight_decay), {"lr": lr, "decay": decay, "clip": clip, "eps2": eps2})
+        super().__init__(_groups(groups, lr, weight_decay), {"lr": lr, "decay": decay, "clip": clip, "eps2": eps2})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
