@@ -62,6 +62,19 @@ class Source(ABC):
         raise NotImplementedError
 
 
+class Curation(ABC):
+    """A rule that says which training documents are kept."""
+
+    @abstractmethod
+    def select(self, documents: Iterator[Document]) -> Iterator[Document]:
+        """Those of a source's training documents that are kept, in their order."""
+
+
+def text_key(text: str) -> bytes:
+    """16 bytes that only equal texts share."""
+    return hashlib.sha256(text.encode()).digest()[:16]
+
+
 def fraction(text: str | bytes) -> float:
     """A number in [0, 1) that depends on the text alone."""
     raw = text if isinstance(text, bytes) else text.encode()
