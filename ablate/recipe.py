@@ -201,6 +201,11 @@ class Recipe(_Section):
         """Tokens trained on, in all."""
         return self.train.steps * self.batch_tokens
 
+    def fresh_tokens(self, corpus_tokens: int) -> int:
+        """Tokens that are not repetitions, of a corpus of so many: all, or those of `data.unique_sequences`."""
+        unique = self.data.unique_sequences
+        return corpus_tokens if unique is None else min(corpus_tokens, unique * self.data.seq_len)
+
     def choices(self) -> dict[str, Choice]:
         """The selected variants by dotted field."""
         found = {factor.field: value for factor in load_factors().values() if (value := self._at(factor.field))}

@@ -109,7 +109,7 @@ class _Run:
         self.done = 0
         self.curves: dict[str, list[list[float]]] = {"val_loss": []}
         self.val_se = math.nan
-        self.peak_bytes = 0
+        self.memory: dict[str, float] = {}
         self.resumed = 0
         self.earlier_seconds = 0.0
 
@@ -128,8 +128,6 @@ class _Run:
         reported = saved = time.monotonic()
         checked = self.done
         every = CUDA_CHECK_STEPS if self.device.type == "cuda" else 1
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
         while self.done < self.steps:
             self._one_step()
             evaluate = self.done in self.points
@@ -152,13 +150,11 @@ class _Run:
     def _one_step(self) -> None:
         windows = self.windows(self.done)
         factor = self.factors[self.done]
-        # the second step meets every tensor of a step, the optimizer's state included
-        if self.device.type != "cuda" and not self.peak_bytes and self.done >= min(1, self.steps - 1):
-            with measure.TensorMemory() as memory:
-                loss, norm = self.step(windows, factor)
-            state = (t for entry in self.step.optimizer.state.values() for t in entry.values() if isinstance(t, Tensor))
-            held = (*self.model.parameters(), *self.model.buffers(), *state)
-            self.peak_bytes = memory.peak + sum(t.nbytes for t in held)
+        # a step after the first update meets every tensor of a step, the optimizer's state included
+        if not self.memory and (self.step.optimizer.state or self.done == self.steps - 1):
+            with measure.StepMemory(self.model, self.step.optimizer, aside=self.tokens) as memory:
+                loss, norm = self.step(windows, factor, memory.watch)
+            self.memory = memory.metrics()
         else:
             with self.clock.step():
                 loss, norm = self.step(windows, factor)
@@ -185,10 +181,10 @@ class _Run:
         recipe, slice_ = self.recipe, self.slice
         flops = measure.flops_per_token(self.model, recipe)
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
-        peak = measure.peak_flops(name, recipe.train.precision.name)
+        peak = measure.peak_flops(name, recipe)
         metrics: dict[str, float] = {
             "tokens": self.done * recipe.batch_tokens,
-            "epochs": self.done * recipe.batch_tokens / self.corpus.train_tokens,
+            "epochs": self.done * recipe.batch_tokens / recipe.fresh_tokens(self.corpus.train_tokens),
             "parameters": measure.parameter_count(self.model),
             "flops_per_token": flops,
             "kv_cache_bytes_per_token": measure.kv_cache_bytes_per_token(self.model),
@@ -200,14 +196,13 @@ class _Run:
             metrics["entropy_rate"] = slice_.entropy_rate
         metrics |= self.clock.metrics(recipe, flops, peak)
         metrics["train_seconds"] = self.earlier_seconds + sum(self.clock.seconds)
-        if self.device.type == "cuda":
-            self.peak_bytes = torch.cuda.max_memory_allocated(self.device)
-        metrics |= measure.memory_metrics(self.model, self.step.optimizer, self.peak_bytes)
+        metrics |= self.memory
         if diverged_at is not None:
             metrics["diverged_at_step"] = diverged_at
         else:
             val_loss = self.curves["val_loss"][-1][2]
             metrics["val_loss"], metrics["val_loss_se"] = val_loss, self.val_se
+            metrics["best_val_loss"] = min(point[2] for point in self.curves["val_loss"])
             metrics["val_bpb"] = val_loss * slice_.targets / (math.log(2) * slice_.bytes)
             metrics["train_loss"] = float(self.losses[-max(1, self.steps // 20) :].double().mean())
         context = {
@@ -244,7 +239,7 @@ class _Run:
             "recipe": digest(self.recipe.to_dict()), "corpus": self.corpus.fingerprint, "done": self.done,
             "step": self.step.state_dict(),
             "losses": self.losses, "norms": self.norms, "curves": self.curves, "val_se": self.val_se,
-            "seconds": self.earlier_seconds + sum(self.clock.seconds), "peak_bytes": self.peak_bytes, "rng": torch.get_rng_state(),
+            "seconds": self.earlier_seconds + sum(self.clock.seconds), "memory": self.memory, "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }  # fmt: skip
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -263,7 +258,7 @@ class _Run:
         self.losses, self.norms, self.curves = state["losses"], state["norms"], state["curves"]
         self.done = self.resumed = state["done"]
         # steps before the interruption may not have had the device to themselves: speed is that of the steps after it
-        self.val_se, self.peak_bytes, self.earlier_seconds = state["val_se"], state["peak_bytes"], state["seconds"]
+        self.val_se, self.memory, self.earlier_seconds = state["val_se"], state["memory"], state["seconds"]
         torch.set_rng_state(state["rng"].cpu())
         if state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.device)
