@@ -6,35 +6,20 @@ import functools
 import hashlib
 import io
 import itertools
-import json
-import shutil
 import sysconfig
-import tempfile
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from filelock import FileLock
 from pydantic import Field
 
 from ablate.errors import UserError
 from ablate.variants import Factor
-from ablate.variants._documents import (
-    HELD_OUT,
-    Document,
-    Source,
-    check_column,
-    check_file,
-    fraction,
-    load_dataset,
-    read_texts,
-    reading,
-    split_documents,
-    text_of,
-    text_size,
-)
+from ablate.variants._documents import HELD_OUT, Document, Source, fraction, split_documents
+from ablate.variants._files import check_file, read_texts, reading, text_size
+from ablate.variants._hub import Copy
 
 source = Factor("source", "data.source", "where the text comes from")
 
@@ -282,85 +267,24 @@ class Hub(Source):
         max_bytes: Annotated[int, Field(ge=1)] = 1_000_000_000,
         max_documents: Annotated[int, Field(ge=1)] | None = None,
     ) -> None:
-        self.name, self.config, self.revision, self.column = name, config, revision, text
-        self.splits = {"train": split} | ({} if validation_split is None else {"validation": validation_split})
-        self.max_bytes, self.max_documents = max_bytes, max_documents
+        splits = {"train": split} | ({} if validation_split is None else {"validation": validation_split})
+        self.copy = Copy(name, config, revision, text, splits, max_bytes, max_documents)
+
+    def _files(self, cache: Path) -> Files:
+        paths = {role: str(path) for role, path in self.copy.paths(cache).items()}
+        return Files(paths=paths["train"], validation_paths=paths.get("validation"))
 
     def unfetched(self, cache: Path) -> str | None:
-        folder = self._folder(cache)
-        try:
-            kept = json.loads((folder / "fetched.json").read_text())
-            whole = all((folder / name).stat().st_size == size for name, size in kept.items())
-        except (OSError, ValueError):
-            whole = False
-        return None if whole else f"{self.name}, at most {self.max_bytes / 1e6:.0f} MB"
+        whole = self.copy.is_whole(cache)
+        return None if whole else f"{self.copy.name}, at most {self.copy.max_bytes / 1e6:.0f} MB"
 
     def documents(self, cache: Path) -> Iterator[Document]:
-        return self._fetched(cache).documents(cache)
+        return self._files(cache).documents(cache)
 
     def content_hash(self, cache: Path) -> str:
-        return self._fetched(cache).content_hash(cache)
+        return self._files(cache).content_hash(cache)
 
     def sizes(self, cache: Path) -> tuple[int, int]:
         if self.unfetched(cache) is None:
-            return self._fetched(cache).sizes(cache)
-        return self.max_bytes - int(self.max_bytes * HELD_OUT), int(self.max_bytes * HELD_OUT)
-
-    def _folder(self, cache: Path) -> Path:
-        limits = [self.max_bytes, self.max_documents]
-        options = json.dumps([self.name, self.config, self.revision, self.column, self.splits, limits])
-        return cache / "sources" / hashlib.sha256(options.encode()).hexdigest()[:16]
-
-    def _fetched(self, cache: Path) -> Files:
-        folder = self._folder(cache)
-        if self.unfetched(cache):
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{folder}.lock"):
-                if self.unfetched(cache):
-                    self._fetch(folder)
-        held_out = str(folder / "validation.parquet") if "validation" in self.splits else None
-        return Files(paths=str(folder / "train.parquet"), validation_paths=held_out)
-
-    def _fetch(self, folder: Path) -> None:
-        import pyarrow as pa
-        from pyarrow.parquet import ParquetWriter
-
-        partial = folder.with_suffix(".partial")
-        for old in (partial, folder):
-            shutil.rmtree(old, ignore_errors=True)
-        partial.mkdir()
-        try:
-            for role, split in self.splits.items():
-                with ParquetWriter(partial / f"{role}.parquet", pa.schema({"text": pa.string()})) as writer:
-                    for batch in self._stream(split):
-                        writer.write_table(pa.table({"text": pa.array(batch, pa.string())}))
-            sizes = {path.name: path.stat().st_size for path in partial.iterdir()}
-            (partial / "fetched.json").write_text(json.dumps(sizes))
-            partial.rename(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-
-    def _stream(self, split: str) -> Iterator[list[str]]:
-        """Texts of a split, some megabytes at a time, up to the limits."""
-        where = f"{self.name} ({split})"
-        batch: list[str] = []
-        total = documents = held = 0
-        with tempfile.TemporaryDirectory() as scratch, reading(where):
-            rows = load_dataset(
-                self.name, self.config, split=split, revision=self.revision, streaming=True, cache_dir=scratch
-            )
-            check_column(where, self.column, getattr(rows, "column_names", None) or [self.column])
-            for row in rows:
-                text = text_of(where, row, self.column)
-                size = len(text.encode())
-                if (documents and total + size > self.max_bytes) or documents == self.max_documents:
-                    break
-                if text.strip():
-                    batch.append(text)
-                    documents, total, held = documents + 1, total + size, held + size
-                if held > 2**24:
-                    yield batch
-                    batch, held = [], 0
-        if not documents:
-            raise UserError(f"{where}: holds no text")
-        yield batch
+            return self._files(cache).sizes(cache)
+        return self.copy.max_bytes - int(self.copy.max_bytes * HELD_OUT), int(self.copy.max_bytes * HELD_OUT)
