@@ -15,6 +15,8 @@ from ablate.variants._factor import Factor
 
 activation = Factor("activation", "model.activation", "Non-linearity of the feed-forward block, gated or not.")
 
+Approximation = Literal["none", "tanh"]
+
 
 @activation.variant("relu", reference="arXiv:1706.03762")
 class ReLU(nn.Module):
@@ -26,18 +28,62 @@ class ReLU(nn.Module):
         return F.relu(x)
 
 
+@activation.variant("relu2", reference="arXiv:2109.08668")
+class SquaredReLU(nn.Module):
+    """Squared rectified linear unit: max(x, 0)^2."""
+
+    gated = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x).square()
+
+
 @activation.variant("gelu", reference="arXiv:1606.08415")
 class GELU(nn.Module):
     """Gaussian error linear unit: x Phi(x), exact, or by the tanh approximation that GPT-2 uses."""
 
     gated = False
 
-    def __init__(self, *, approximate: Literal["none", "tanh"] = "none") -> None:
+    def __init__(self, *, approximate: Approximation = "none") -> None:
         super().__init__()
         self.approximate = approximate
 
     def forward(self, x: Tensor) -> Tensor:
         return F.gelu(x, approximate=self.approximate)
+
+
+@activation.variant("silu", reference="arXiv:1702.03118")
+class SiLU(nn.Module):
+    """Sigmoid-weighted linear unit: x sigmoid(x)."""
+
+    gated = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(x)
+
+
+@activation.variant("reglu", reference="arXiv:2002.05202")
+class ReGLU(nn.Module):
+    """ReLU-gated linear unit: max(gate, 0) up."""
+
+    gated = True
+
+    def forward(self, gate: Tensor, up: Tensor) -> Tensor:
+        return F.relu(gate) * up
+
+
+@activation.variant("geglu", reference="arXiv:2002.05202")
+class GEGLU(nn.Module):
+    """GELU-gated linear unit: gate Phi(gate) up, exact, or by the tanh approximation that T5 and Gemma use."""
+
+    gated = True
+
+    def __init__(self, *, approximate: Approximation = "none") -> None:
+        super().__init__()
+        self.approximate = approximate
+
+    def forward(self, gate: Tensor, up: Tensor) -> Tensor:
+        return F.gelu(gate, approximate=self.approximate) * up
 
 
 @activation.variant("swiglu", reference="arXiv:2002.05202")

@@ -1,4 +1,4 @@
-"""Normalization of the residual stream before each block and before the head (pre-norm, arXiv:2002.04745).
+"""Normalization of the residual stream, in each block and before the head; where it stands is the placement's.
 
 A norm is built from the width and from whether the model has biases, and maps [..., dim] to [..., dim].
 """
@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from ablate.variants._factor import Factor
 
-norm = Factor("norm", "model.norm", "Normalization before each block and before the head.")
+norm = Factor("norm", "model.norm", "Normalization in each block and before the head.")
 
 Epsilon = Annotated[float, Field(gt=0)]
 
@@ -31,3 +32,26 @@ class RMSNorm(nn.RMSNorm):
 
     def __init__(self, dim: int, bias: bool, *, eps: Epsilon = 1e-5) -> None:
         super().__init__(dim, eps=eps)
+
+
+@norm.variant("dyt", reference="arXiv:2503.10622")
+class DynamicTanh(nn.Module):
+    """Dynamic tanh, in place of a norm: tanh(a x) * weight (+ bias), with a trained number a that starts at `alpha`."""
+
+    def __init__(self, dim: int, bias: bool, *, alpha: Annotated[float, Field(gt=0)] = 0.5) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.full((1,), alpha))
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(self.alpha * x) * self.weight
+        return y if self.bias is None else y + self.bias
+
+
+@norm.variant("none", reference="arXiv:1901.09321")
+class NoNorm(nn.Identity):
+    """The stream as it is; no parameters."""
+
+    def __init__(self, dim: int, bias: bool) -> None:
+        super().__init__()
