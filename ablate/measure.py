@@ -9,7 +9,7 @@ import math
 import statistics
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ablate.model import Decoder
 from ablate.recipe import Recipe
 
-FLOP_FORMULA = "6 x weights of matrix products (the head's too) + 12 x layers x heads x head_dim x seq_len"
+FLOP_FORMULA = (
+    "6 x (weights of matrix products, the head's too + seq_len x heads x (query width + value width) summed over layers); "
+    "attention counted in full, whatever its mask; nothing that is computed again, look-ups, norms and other pointwise work not counted"
+)
 WARM_UP_STEPS = 10
 """Steps at the start that no speed figure counts: caches, allocators and clocks settle in them."""
 
@@ -28,11 +31,14 @@ PEAK_FLOPS: dict[tuple[str, str], float] = {
     ("H200", "bf16"): 989.5e12,
     ("H100", "bf16"): 989.5e12,
     ("A100", "bf16"): 312e12,
+    ("H200", "tf32"): 494.7e12,
+    ("H100", "tf32"): 494.7e12,
+    ("A100", "tf32"): 156e12,
     ("H200", "fp32"): 67e12,
     ("H100", "fp32"): 67e12,
     ("A100", "fp32"): 19.5e12,
 }
-"""FLOP/s by device and precision: dense, SXM form, from the vendor's datasheets."""
+"""FLOP/s by device and format of products (fp16 as bf16): dense, SXM form, from the vendor's datasheets."""
 
 
 def parameter_count(model: nn.Module) -> int:
@@ -41,10 +47,14 @@ def parameter_count(model: nn.Module) -> int:
 
 
 def flops_per_token(model: Decoder, recipe: Recipe) -> int:
-    """Forward and backward, FLOP per trained token (`FLOP_FORMULA`)."""
-    weights = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
-    sizes = recipe.model
-    return 6 * weights + 12 * sizes.n_layers * sizes.n_heads * sizes.head_dim * recipe.data.seq_len
+    """Forward and backward, FLOP per trained token (`FLOP_FORMULA`).
+
+    A product of a token with a matrix takes 2 FLOP per weight, and two such products more in the backward pass; so do the products
+    of its query with seq_len keys and of its weights with seq_len values.
+    """
+    weights = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
+    scores = sum(block.attention.score_width for block in model.blocks)  # type: ignore[union-attr]
+    return 6 * (weights + recipe.data.seq_len * scores)
 
 
 def kv_cache_bytes_per_token(model: Decoder) -> int:
@@ -52,22 +62,35 @@ def kv_cache_bytes_per_token(model: Decoder) -> int:
     return 2 * sum(block.attention.kv_width for block in model.blocks)  # type: ignore[union-attr]
 
 
-def peak_flops(device_name: str, precision: str) -> float | None:
-    """The stated peak of this device in FLOP/s, where it is known."""
-    return next((v for (name, p), v in PEAK_FLOPS.items() if name in device_name and p == precision), None)
+def peak_flops(device_name: str, recipe: Recipe) -> float | None:
+    """The stated peak of this device in FLOP/s at the recipe's precision, where it is known."""
+    precision = recipe.train.precision.build()
+    products = "tf32" if precision.tf32 else "fp32" if _product_bytes(recipe) == 4 else "bf16"
+    return next((v for (name, p), v in PEAK_FLOPS.items() if name in device_name and p == products), None)
+
+
+def _product_bytes(recipe: Recipe) -> int:
+    """Bytes of a number in matrix products."""
+    precision = recipe.train.precision.build()
+    return (precision.autocast or precision.parameters).itemsize
 
 
 def estimated_memory(recipe: Recipe, parameters: int) -> float:
     """A rough forecast of peak memory in bytes: weights, gradients, optimizer state, and what backward needs of a micro-batch.
 
     Per token and layer about 16 values of the model's width and 4 of the feed-forward's (arXiv:2205.05198, section 4, without the
-    attention matrix, which SDPA does not keep), and the logits three times.
+    attention matrix, which SDPA does not keep): all of them without checkpointing, the results of products with `selective`,
+    the block's input with `full`, and one block's at a time in backward. The logits three times, a chunk at a time.
     """
-    size, tokens = recipe.model, recipe.batch.micro_sequences * recipe.data.seq_len
-    width = 4 if recipe.train.precision.name in ("fp32", "tf32") else 2
-    state = 4 * parameters * (2 + recipe.optimizer.variant.trait("state_numbers", 2.0))
-    layers = tokens * size.n_layers * (16 * size.dim + 4 * size.ffn_dim) * width
-    return state + layers + tokens * size.vocab_size * (8 + width)
+    size, tokens, width = recipe.model, recipe.batch.micro_sequences * recipe.data.seq_len, _product_bytes(recipe)
+    kept = recipe.train.precision.build().parameters.itemsize
+    masters = 4 if kept < 4 else 0
+    state = parameters * (2 * kept + masters + 4 * recipe.optimizer.variant.trait("state_numbers", 2.0))
+    whole = 16 * size.dim + 4 * size.ffn_dim
+    by_checkpointing = {"selective": 7 * size.dim + 2 * size.ffn_dim, "full": size.dim}
+    layer = by_checkpointing.get(recipe.train.checkpointing.name)
+    values = size.n_layers * whole if layer is None else size.n_layers * layer + whole
+    return state + tokens * (values * width + size.vocab_size * (8 + width) / recipe.train.loss_chunks)
 
 
 class StepClock:
@@ -115,29 +138,144 @@ class StepClock:
         return found
 
 
-class TensorMemory(TorchDispatchMode):
-    """The peak of bytes in storages that came to be within this context: what a device without an allocator's count has."""
+class StepMemory:
+    """What lies on the device at the moment of a step's peak, by kind: parameters, gradients, optimizer state, activations.
+
+    A context around one step, which shows its gradients to `watch`. Every storage that comes to be or goes is recorded, with the
+    device's allocator on a GPU (so that compiled code is seen too), with the dispatcher's results elsewhere. A storage counts from its
+    first moment as what it becomes: a gradient that is being computed is one. Masters of rounded parameters are optimizer state;
+    activations are all that a step allocates for itself, workspace and copies in lower precision included.
+
+    `aside` (the corpus, where it lies on the device) is not counted.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, aside: Tensor | None = None) -> None:
+        self.optimizer = optimizer
+        self.aside = 0 if aside is None else aside.nbytes
+        device = next(model.parameters()).device
+        self._recorder = _Allocator(device) if device.type == "cuda" else _Storages()
+        held = [*model.parameters(), *model.buffers()]
+        self._kinds = dict.fromkeys(self._recorder.hold(held), "parameters")
+        for key in self._recorder.hold(self._state()):
+            self._kinds.setdefault(key, "optimizer_state")
+        self._peak: int | None = None
+
+    def __enter__(self) -> StepMemory:
+        self._recorder.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._mark("optimizer_state", self._state())
+        self._peak = self._recorder.peak()
+        self._recorder.__exit__(*error)
+
+    def watch(self, parameters: Iterable[Tensor]) -> None:
+        """Take the gradients that these parameters have now for gradients."""
+        self._mark("gradients", [p.grad for p in parameters if p.grad is not None])
+
+    def _mark(self, kind: str, tensors: Iterable[Tensor]) -> None:
+        for key in self._recorder.keys(tensors):
+            self._kinds.setdefault(key, kind)
+
+    def _state(self) -> list[Tensor]:
+        """What the optimizer keeps, and what it updates: parameters of the model are known as such before."""
+        kept = [t for state in self.optimizer.state.values() for t in _tensors(state.values())]
+        return kept + [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def metrics(self) -> dict[str, float]:
+        """Peak and its split in GiB. The parts are counted one by one; on a GPU, the peak is the allocator's own."""
+        total = most = moment = 0
+        for i, (_, size) in enumerate(self._recorder.events, start=1):
+            total += size
+            if total > most:
+                most, moment = total, i
+        parts = dict.fromkeys(("parameters", "gradients", "optimizer_state", "activations"), 0)
+        for key, size in self._recorder.events[:moment]:
+            parts[self._kinds.get(key, "activations")] += size
+        peak = most if self._peak is None else self._peak - self.aside
+        return {"peak_memory_gib": peak / 2**30} | {f"{kind}_gib": size / 2**30 for kind, size in parts.items()}
+
+
+class _Storages(TorchDispatchMode):
+    """Records the storages of what operators return: of a device whose allocator keeps no history."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.live = self.peak = 0
-        self._known: weakref.WeakKeyDictionary[Any, None] = weakref.WeakKeyDictionary()
+        self.events: list[tuple[int, int]] = []
+        """(storage, bytes) in order, the bytes negative where a storage goes."""
+        self._keys: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        self._known: list[weakref.ref[Any]] = []
+
+    def hold(self, tensors: Iterable[Tensor]) -> list[int]:
+        """Record the storages of tensors that are there already."""
+        return [self._record(tensor.untyped_storage()) for tensor in tensors]
+
+    def keys(self, tensors: Iterable[Tensor]) -> list[int]:
+        return self.hold(tensors)
+
+    def peak(self) -> None:
+        """No count but that of the events."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        inputs = {id(t.untyped_storage()) for t in _tensors(args)}
+        inputs = {id(tensor.untyped_storage()) for tensor in _tensors(args)}
         out = func(*args, **(kwargs or {}))
-        for tensor in _tensors(out if isinstance(out, (tuple, list)) else (out,)):
+        for tensor in _tensors([out]):
             storage = tensor.untyped_storage()
-            if id(storage) not in inputs and storage not in self._known:
-                self._known[storage] = None
-                size = storage.nbytes()
-                self.live += size
-                self.peak = max(self.peak, self.live)
-                weakref.finalize(storage, self._freed, size)
+            if id(storage) not in inputs:
+                self._record(storage)
         return out
 
-    def _freed(self, size: int) -> None:
-        self.live -= size
+    def _record(self, storage: Any) -> int:
+        if storage not in self._keys:
+            key, size = len(self._known), storage.nbytes()
+            self._keys[storage] = key
+            self.events.append((key, size))
+            self._known.append(weakref.ref(storage, lambda _: self.events.append((key, -size))))
+        return self._keys[storage]
+
+
+class _Allocator:
+    """Reads what was allocated and freed from the history that CUDA's caching allocator keeps."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = torch.device("cuda", device.index if device.index is not None else torch.cuda.current_device())
+        self._held: dict[int, int] = {}
+        self.events: list[tuple[int, int]] = []
+
+    def __enter__(self) -> None:
+        torch.cuda.reset_peak_memory_stats(self.device)
+        torch.cuda.memory._record_memory_history(context=None, clear_history=True)
+
+    def __exit__(self, *error: Any) -> None:
+        torch.cuda.memory._record_memory_history(enabled=None)
+
+    def peak(self) -> int:
+        return torch.cuda.max_memory_allocated(self.device)
+
+    def hold(self, tensors: Iterable[Tensor]) -> list[int]:
+        """Record the storages of tensors that are there already."""
+        found = []
+        for storage in (tensor.untyped_storage() for tensor in tensors):
+            if storage.data_ptr() not in self._held:
+                self._held[storage.data_ptr()] = len(self._held)
+                self.events.append((len(self.events), storage.nbytes()))
+            found.append(self._held[storage.data_ptr()])
+        return found
+
+    def keys(self, tensors: Iterable[Tensor]) -> list[int]:
+        """Read the history so far, which addresses the blocks; a block is known by the place of its allocation in it."""
+        live, count = dict(self._held), len(self._held)
+        events = self.events[:count]
+        for entry in torch.cuda.memory._snapshot(self.device)["device_traces"][self.device.index]:
+            if entry["action"] == "alloc":
+                live[entry["addr"]] = count
+                events.append((count, entry["size"]))
+                count += 1
+            elif entry["action"] == "free_requested" and entry["addr"] in live:
+                events.append((live.pop(entry["addr"]), -entry["size"]))
+        self.events = events
+        addresses = [tensor.untyped_storage().data_ptr() for tensor in tensors]
+        return [live[address] for address in addresses if address in live]
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:
@@ -146,18 +284,3 @@ def _tensors(values: Any) -> Iterator[Tensor]:
             yield value
         elif isinstance(value, (tuple, list)):
             yield from _tensors(value)
-
-
-def memory_metrics(model: nn.Module, optimizer: torch.optim.Optimizer, peak_bytes: int) -> dict[str, float]:
-    """The peak in GiB and its split: parameters (with buffers), gradients, optimizer state, and the rest as activations."""
-    parameters = sum(p.nbytes for p in model.parameters())
-    state = sum(t.nbytes for entry in optimizer.state.values() for t in _tensors(entry.values()))
-    buffers = sum(b.nbytes for b in model.buffers())
-    parts = {
-        "peak_memory_gib": peak_bytes,
-        "parameters_gib": parameters + buffers,
-        "gradients_gib": parameters,
-        "optimizer_state_gib": state,
-        "activations_gib": max(0, peak_bytes - 2 * parameters - buffers - state),
-    }
-    return {name: value / 2**30 for name, value in parts.items()}

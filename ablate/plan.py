@@ -136,7 +136,7 @@ def make_plan(
             Row(
                 trial=trial, trial_id=i.trial_id, cell_id=i.cell_id, status=statuses.get(i.trial_id), tokens=trial.recipe.tokens,
                 corpus_fingerprint=i.corpus, code_fingerprint=i.code, parameters=i.parameters, flops_per_token=i.flops,
-                epochs=trial.recipe.tokens / i.corpus_tokens, memory_gib=i.memory / 2**30,
+                epochs=trial.recipe.tokens / trial.recipe.fresh_tokens(i.corpus_tokens), memory_gib=i.memory / 2**30,
                 seconds=speed(i, trial.recipe) if speed and i.trial_id in pending else 0.0,
             )
         )  # fmt: skip
@@ -222,7 +222,7 @@ class _Speed:
     def __call__(self, identity: _Identity, recipe: Recipe) -> float:
         from ablate import measure
 
-        peak = measure.peak_flops(self.found["device"], recipe.train.precision.name)
+        peak = measure.peak_flops(self.found["device"], recipe)
         rate = (
             statistics.median(self.rates) if self.rates else 0.3 * peak if peak else _matmul_rate(self.found["threads"])
         )
@@ -255,10 +255,10 @@ def _warnings(rows: list[Row], ids: list[_Identity]) -> list[str]:
     most = max(rows, key=lambda row: row.epochs)
     if most.epochs > 1:
         about = "" if all(i.corpus_exact for i in ids) else "about "
-        corpus = max(ids, key=lambda i: most.tokens / i.corpus_tokens).corpus_tokens
+        fresh = round(most.tokens / most.epochs)
         found.append(
-            f"the corpus is passed over up to {about}{most.epochs:.1f} times "
-            f"({most.tokens:,} tokens of training, {corpus:,} in the corpus): "
+            f"the data is passed over up to {about}{most.epochs:.1f} times "
+            f"({most.tokens:,} tokens of training, {fresh:,} of them different): "
             "regularisation acts differently on repeated data than on fresh data"
         )
     fewest, most = min(rows, key=lambda row: row.tokens), max(rows, key=lambda row: row.tokens)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from torch.nn import Parameter
 
 from ablate.model import Decoder
 from ablate.recipe import Recipe
+
+Watch = Callable[[list[Parameter]], None]
 
 
 class Step:
@@ -67,12 +70,19 @@ class Step:
             total += entropy.detach().mean() / accumulation
         return total
 
-    def __call__(self, windows: Tensor, lr_factor: float) -> tuple[Tensor, Tensor]:
-        """Step once on `windows` [sequences, T + 1] at `lr_factor` times the peak rates; returns cross-entropy and gradient norm."""
+    def __call__(self, windows: Tensor, lr_factor: float, watch: Watch | None = None) -> tuple[Tensor, Tensor]:
+        """Step once on `windows` [sequences, T + 1] at `lr_factor` times the peak rates; returns cross-entropy and gradient norm.
+
+        `watch` is shown parameters when they have their gradients.
+        """
         self._switch("train")
         self.model.train()
         loss = self.gradients(windows)
+        if watch is not None:
+            watch(self.parameters)
         norm = self._clip()
+        if watch is not None:
+            watch(self.updated)
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * lr_factor
         self.scaler.step(self.optimizer)

@@ -40,7 +40,9 @@ METRICS: dict[str, Metric] = {
         "nats/token", "lower", "Mean cross-entropy over the fixed validation slice at the end of training."
     ),
     "best_val_loss": Metric(
-        "nats/token", "lower", "The lowest of the evaluations in the course of training: an optimistic figure; runs are compared by the last."
+        "nats/token",
+        "lower",
+        "The lowest of the evaluations in the course of training: an optimistic figure; runs are compared by the last.",
     ),
     "val_loss_se": Metric(
         "nats/token", "none", "Standard error of val_loss over the sequences of the validation slice."
@@ -72,11 +74,20 @@ METRICS: dict[str, Metric] = {
     "total_seconds": Metric(
         "s", "lower", "From the start of the trial to its record, waiting for the device excluded.", "speed"
     ),
-    "peak_memory_gib": Metric("GiB", "lower", "Peak of memory allocated by tensors of a training step on the device; its parts are of the same moment.", "memory"),
+    "peak_memory_gib": Metric(
+        "GiB",
+        "lower",
+        "Peak of memory allocated by tensors of a training step on the device; its parts are of the same moment.",
+        "memory",
+    ),
     "parameters_gib": Metric("GiB", "lower", "Parameters and buffers.", "memory"),
     "gradients_gib": Metric("GiB", "lower", "Gradients.", "memory"),
-    "optimizer_state_gib": Metric("GiB", "lower", "Optimizer state, fp32 copies of rounded parameters included.", "memory"),
-    "activations_gib": Metric("GiB", "lower", "All that a step allocates for itself: activations, logits, workspace.", "memory"),
+    "optimizer_state_gib": Metric(
+        "GiB", "lower", "Optimizer state, fp32 copies of rounded parameters included.", "memory"
+    ),
+    "activations_gib": Metric(
+        "GiB", "lower", "All that a step allocates for itself: activations, logits, workspace.", "memory"
+    ),
 }
 
 

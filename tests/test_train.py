@@ -5,13 +5,10 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from tiny import ArrayCorpus, tiny
-from torch.utils.flop_counter import FlopCounterMode
 
-from ablate import measure
 from ablate.data import prepare
 from ablate.model import build, stream_seed
 from ablate.recipe import Recipe
@@ -137,8 +134,8 @@ def test_initial_weights_follow_gpt2():
 def test_a_loss_that_is_not_finite_ends_the_run_as_a_result(monkeypatch: pytest.MonkeyPatch):
     original = Step.__call__
 
-    def planted(self, windows, factor):
-        loss, norm = original(self, windows, factor)
+    def planted(self, *arguments):
+        loss, norm = original(self, *arguments)
         planted.calls += 1
         return (loss * float("nan") if planted.calls == 5 else loss), norm
 
@@ -208,49 +205,6 @@ def test_clipping_bounds_what_reaches_the_optimizer():
     )
     _, norm = step(torch.randint(0, 64, (8, 17)), 1.0)
     assert float(norm) > 0.1 and seen == [pytest.approx(0.01, rel=1e-3)]
-
-
-@pytest.mark.parametrize(
-    "overrides", [{}, {"model__attention": "gqa", "model__activation": "swiglu"}, {"model__tie_embeddings": True}]
-)
-def test_the_flop_formula_agrees_with_torchs_count(overrides: dict):
-    recipe = tiny(model__dim=64, data__seq_len=128, **overrides)
-    with torch.device("meta"):
-        model = build(recipe, "meta")
-        with FlopCounterMode(display=False) as counter:
-            model.losses(torch.zeros(2, 129, dtype=torch.long, device="meta"))[1].mean().backward()
-    assert measure.flops_per_token(model, recipe) == pytest.approx(counter.get_total_flops() / 256, rel=0.01)
-
-
-def test_the_memory_split_adds_up_and_counts_what_is_there():
-    recipe = tiny(model__dim=64)
-    result, parameters = final_state(recipe)
-    m = result.metrics
-    held = sum(p.nbytes for p in parameters.values()) / 2**30
-    assert m["parameters_gib"] == pytest.approx(held)
-    assert m["optimizer_state_gib"] == pytest.approx(2 * held, rel=0.01)
-    parts = ("parameters_gib", "gradients_gib", "optimizer_state_gib", "activations_gib")
-    assert sum(m[p] for p in parts) == pytest.approx(m["peak_memory_gib"])
-    logits = 8 * 16 * recipe.model.vocab_size * 4 / 2**30
-    assert m["activations_gib"] > logits
-
-
-def test_tensor_memory_counts_peak_and_forgets_what_is_freed():
-    with measure.TensorMemory() as memory:
-        kept = torch.zeros(1000)
-        for _ in range(5):
-            kept = kept + torch.ones(1000)
-    assert memory.live == 4000 and 8000 <= memory.peak <= 12_000
-
-
-def test_throughput_is_batch_over_median_step():
-    recipe = tiny(train__steps=20)
-    clock = measure.StepClock(torch.device("cpu"))
-    clock.seconds = [9.0] * 2 + list(np.linspace(1, 3, 18))
-    found = clock.metrics(recipe, flops=10, peak=1000.0)
-    assert found["step_time_ms"] == pytest.approx(2000)
-    assert found["tokens_per_second"] == pytest.approx(128 / 2)
-    assert found["mfu"] == pytest.approx(64 * 10 / 1000)
 
 
 def test_the_deterministic_mode_holds_for_the_run_and_not_beyond_it():
