@@ -2,47 +2,46 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from filelock import BaseFileLock, FileLock, Timeout
 
-from ablate.corpus import FORMAT, Corpus, Validation, encode, encode_held_out, load, write_manifest
+from ablate._preparation import Input, Inputs, build, encoded
+from ablate.corpus import Corpus, Validation, load
 from ablate.errors import UserError
 from ablate.recipe import Data, digest
+from ablate.tokens import FORMAT
 from ablate.variants import Choice
-from ablate.variants._documents import Document, Source
-from ablate.variants.tokenizer import Tokenizer
+from ablate.variants._documents import Curation, Document, Source
 
 __all__ = ["Corpus", "Peek", "Validation", "fingerprint", "peek", "prepare"]
 
-TOKENIZER_SAMPLE = 20_000_000
-BATCH = 2**23
-SMALL = 2**20
+HEAD = 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peek:
-    """What is known of a corpus before it is prepared. `exact`: it is prepared already, the numbers are not estimates.
+    """What is known of a corpus before it is prepared. `exact`: it is prepared already, the number is not estimated.
 
-    `note` is set where the corpus must be fetched first: the fingerprint is then provisional, and nothing can be done
-    with it yet.
+    Losses compare where `evaluation_fingerprint` is the same: that of the held-out text and of the tokenizer with what
+    it is trained on, whatever the model is trained on. `note` is set where something must be fetched first: the
+    fingerprints are then provisional, and nothing can be done with them yet.
     """
 
     fingerprint: str
+    evaluation_fingerprint: str
     train_tokens: int
     exact: bool
-    document_bytes: int
     note: str | None = None
 
 
 def fingerprint(data: Data, cache: Path) -> str:
-    """16 hexadecimal digits for content, options and weights of the sources and the tokenizer, wherever the files lie.
+    """16 hexadecimal digits for content, options and weights of what is trained on and held out, curation and tokenizer,
+    wherever the files lie.
 
     Reads every byte of local files. Fetches what a hub source has not fetched yet, for its identity is what was
     fetched; `peek` does not.
@@ -50,85 +49,77 @@ def fingerprint(data: Data, cache: Path) -> str:
     Raises:
         UserError: a source or tokenizer that cannot be read.
     """
-    return _fingerprint(data, [choice.build().content_hash(cache) for choice in _sources(data)])
+    return _fingerprints(data, Inputs.of(data), lambda source: source.content_hash(cache))[0]
 
 
 def peek(data: Data, cache: Path) -> Peek:
-    """Fingerprint and size of a corpus, without writing or fetching anything.
+    """Fingerprints and size of a corpus, without writing or fetching anything.
 
     Raises:
         UserError: a corpus that is missing, unreadable or certainly too small.
     """
-    sources: list[Source] = [choice.build() for choice in _sources(data)]
-    missing = [what for source in sources if (what := source.unfetched(cache))]
-    if missing:
-        name = _fingerprint(data, ["" if source.unfetched(cache) else source.content_hash(cache) for source in sources])
+    inputs = Inputs.of(data)
+    missing = dict.fromkeys(what for given in inputs.all if (what := given.source.unfetched(cache)))
+    name, evaluation = _fingerprints(
+        data, inputs, lambda source: "" if source.unfetched(cache) else source.content_hash(cache)
+    )
+    corpus = None if missing else _load(inputs, name, cache)
+    if corpus is not None:
+        _check(data, corpus)
+        tokens = corpus.train_tokens
     else:
-        name = _fingerprint(data, [source.content_hash(cache) for source in sources])
-        corpus = load(_folder(cache, name), name, _weights(data))
-        if corpus is not None:
-            corpus.check(data.seq_len)
-            return Peek(
-                fingerprint=name, train_tokens=corpus.train_tokens, exact=True, document_bytes=corpus.document_bytes
-            )  # fmt: skip
-    training, held_out = _sizes(data, sources, cache)
+        tokens = int(_training_bytes(data, inputs, cache) / data.tokenizer.build().bytes_per_token)
     return Peek(
-        fingerprint=name, train_tokens=int(training / data.tokenizer.build().bytes_per_token), exact=False,
-        document_bytes=training + held_out, note=f"not fetched yet: {'; '.join(missing)}" if missing else None,
+        fingerprint=name, evaluation_fingerprint=evaluation, train_tokens=tokens, exact=corpus is not None,
+        note=f"not fetched yet: {'; '.join(missing)}" if missing else None,
     )  # fmt: skip
 
 
 def prepare(data: Data, cache: Path, on_message: Callable[[str], None] | None = None) -> Corpus:
     """The corpus, from `cache/tokens/<fingerprint>` or put there first. Any number of processes may call this at once.
 
+    A tokenizer that is trained is trained on training documents before curation: on those of `data.validation` where that
+    is given, so that arms which are trained on something else share it.
+
     Raises:
         UserError: a corpus that cannot be read, changes while it is read, or is too short for a sequence.
     """
     say = on_message or (lambda message: None)
-    sources: list[Source] = [choice.build() for choice in _sources(data)]
-    for source in sources:
-        if what := source.unfetched(cache):
+    inputs = Inputs.of(data)
+    for what in dict.fromkeys(given.source.unfetched(cache) for given in inputs.all):
+        if what:
             say(f"fetching {what}")
-    name = _fingerprint(data, [source.content_hash(cache) for source in sources])
-    folder, weights = _folder(cache, name), _weights(data)
-    corpus = load(folder, name, weights)
+    name, _ = _fingerprints(data, inputs, lambda source: source.content_hash(cache))
+    corpus = _load(inputs, name, cache)
     if corpus is None:
-        _sizes(data, sources, cache)
+        _training_bytes(data, inputs, cache)
+        folder = _folder(cache, name)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _locked(FileLock(f"{folder}.lock"), lambda: say("waiting for another process to prepare the corpus")):
-            corpus = load(folder, name, weights)
+            corpus = _load(inputs, name, cache)
             if corpus is None:
-                say(f"preparing {', '.join(choice.name for choice in _sources(data))} with {data.tokenizer.name}")
-                _build(data, sources, name, folder, cache)
+                say(f"preparing {', '.join(given.choice.name for given in inputs.training)} with {data.tokenizer.name}")
+                build(data, inputs, name, folder, cache)
                 if fingerprint(data, cache) != name:
                     shutil.rmtree(folder)
                     raise UserError("the corpus changed while it was being prepared")
-                corpus = load(folder, name, weights)
+                corpus = _load(inputs, name, cache)
     assert corpus is not None
-    corpus.check(data.seq_len)
+    _check(data, corpus)
     return corpus
 
 
-def _sources(data: Data) -> list[Choice]:
-    return [entry.source for entry in data.sources]
+def _fingerprints(data: Data, inputs: Inputs, content_hash: Callable[[Source], str]) -> tuple[str, str]:
+    """Of the corpus, and of what its losses are measured on and in."""
 
+    def described(given: Input) -> dict[str, object]:
+        return {**_identity(given.choice), "weight": given.weight, "content": content_hash(given.source)}
 
-def _weights(data: Data) -> list[float]:
-    total = sum(entry.weight for entry in data.sources)
-    return [entry.weight / total for entry in data.sources]
-
-
-def _folder(cache: Path, name: str) -> Path:
-    return cache / "tokens" / name
-
-
-def _fingerprint(data: Data, contents: list[str]) -> str:
-    sources = [
-        {**_identity(choice), "weight": weight, "content": content}
-        for choice, weight, content in zip(_sources(data), _weights(data), contents, strict=True)
-    ]
+    training = [described(given) for given in inputs.training]
+    held_out = training if inputs.held_out is inputs.training else [described(given) for given in inputs.held_out]
     tokenizer = {**_identity(data.tokenizer), "content": data.tokenizer.build().content_hash()}
-    return digest({"format": FORMAT, "sources": sources, "tokenizer": tokenizer})
+    evaluation = {"format": FORMAT, "held_out": held_out, "tokenizer": tokenizer}
+    return digest({**evaluation, "training": training, "curation": _identity(data.curation)}), digest(evaluation)
 
 
 def _identity(choice: Choice) -> dict[str, object]:
@@ -136,42 +127,69 @@ def _identity(choice: Choice) -> dict[str, object]:
     return {"name": choice.name, "options": {key: value for key, value in choice.options.items() if key not in paths}}
 
 
-def _sizes(data: Data, sources: list[Source], cache: Path) -> tuple[int, int]:
-    """Bytes of training and of held-out text: roughly for a large source, of which only the first document is read."""
-    training_in_all = held_out_in_all = 0
-    enough = False
-    for source, choice in zip(sources, _sources(data), strict=True):
-        training, held_out = source.sizes(cache)
-        if source.unfetched(cache):
-            enough = True
-        elif training + held_out > SMALL:
-            next(iter(source.documents(cache)), None)
-            enough = True
-        else:
-            most = {"train": 0, "validation": 0}
-            for document in source.documents(cache):
-                most[document.split] += _encoded_size(document) + 1
-            if most["train"] <= data.seq_len:
-                raise UserError(f"{_where(choice)}: too little training text for a sequence of {data.seq_len} tokens")
-            enough = enough or most["validation"] > data.seq_len
-            training, held_out = most["train"], most["validation"]
-        training_in_all, held_out_in_all = training_in_all + training, held_out_in_all + held_out
-    if not enough:
-        where = ", ".join(_where(choice) for choice in _sources(data))
-        raise UserError(f"{where}: too little text held out for a validation sequence of {data.seq_len} tokens")
-    return training_in_all, held_out_in_all
+def _folder(cache: Path, name: str) -> Path:
+    return cache / "tokens" / name
 
 
-def _where(choice: Choice) -> str:
-    first = next((choice.options[key] for key in choice.variant.trait("path_options", ())), choice.name)
-    return first if isinstance(first, str) else first[0]
+def _load(inputs: Inputs, name: str, cache: Path) -> Corpus | None:
+    weights = [[given.weight for given in side] for side in (inputs.training, inputs.held_out)]
+    return load(_folder(cache, name), name, *weights)
 
 
-def _encoded_size(document: Document) -> int:
+def _check(data: Data, corpus: Corpus) -> None:
+    """Raise UserError where there are too few tokens, naming the curation that left them."""
     try:
-        return len(document.text.encode())
-    except UnicodeEncodeError:
-        raise UserError(f"document {document.key}: holds half a surrogate pair, which is no text") from None
+        corpus.check_training(data.seq_len, data.unique_sequences)
+    except UserError as error:
+        raise UserError(f"{error}{_left_by(data)}") from None
+    corpus.check_held_out(data.seq_len)
+
+
+def _left_by(data: Data) -> str:
+    return "" if data.curation.name == "none" else f" (left by data.curation: {data.curation.name})"
+
+
+def _training_bytes(data: Data, inputs: Inputs, cache: Path) -> int:
+    """UTF-8 bytes of training text after curation; of a large source an estimate, made from its first documents.
+
+    Raises:
+        UserError: sources that are unreadable or certainly too small.
+    """
+    curation: Curation = data.curation.build()
+    heads = {id(given): _head(given.source, cache) for given in inputs.all}
+    total = 0
+    for given in inputs.training:
+        size, (documents, whole) = given.source.sizes(cache)[0], heads[id(given)]
+        training = [document for document in documents if document.split == "train"]
+        kept = _most_tokens(curation.select(iter(training)))
+        if whole and kept <= data.seq_len:
+            raise UserError(
+                f"{given.where}: too little training text for a sequence of {data.seq_len} tokens{_left_by(data)}"
+            )
+        total += kept if whole else int(size * kept / _most_tokens(training)) if training else size
+    held_out = [heads[id(given)] for given in inputs.held_out]
+    enough = data.seq_len + 1
+    if not any(not whole or _most_tokens(d for d in head if d.split != "train") >= enough for head, whole in held_out):
+        where = ", ".join(given.where for given in inputs.held_out)
+        raise UserError(f"{where}: too little text held out for a validation sequence of {data.seq_len} tokens")
+    return total
+
+
+def _head(source: Source, cache: Path) -> tuple[list[Document], bool]:
+    """The first documents, and whether they are all; none of a source that must be fetched."""
+    found: list[Document] = []
+    size = 0
+    for document in source.documents(cache) if source.unfetched(cache) is None else ():
+        found.append(document)
+        size += _most_tokens([document])
+        if size > HEAD:
+            return found, False
+    return found, bool(found)
+
+
+def _most_tokens(documents: Iterable[Document]) -> int:
+    """Tokens that documents have at most: a byte each, and a separator for each document."""
+    return sum(len(encoded(document)) + 1 for document in documents)
 
 
 @contextmanager
@@ -186,92 +204,3 @@ def _locked(lock: BaseFileLock, on_wait: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _build(data: Data, sources: list[Source], name: str, folder: Path, cache: Path) -> None:
-    """Write the folder, whole or not at all. The caller holds its lock, so that what else lies there is nobody's."""
-    partial = folder.with_suffix(".partial")
-    for old in (partial, folder):
-        shutil.rmtree(old, ignore_errors=True)
-    partial.mkdir()
-    try:
-        sample, held_out, document_bytes = _survey(data, sources, cache)
-        tokenizer: Tokenizer = data.tokenizer.build()
-        encoder = tokenizer.train(sample)
-        dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
-        described = []
-        with (partial / "train.tokens").open("wb") as train_file:
-            for i, source in enumerate(sources):
-                before = train_file.tell()
-                with _HeldOutFiles(partial, i, dtype) as files:
-                    for documents in _batches(source.documents(cache)):
-                        texts = [d.text for d in documents if d.split == "validation"]
-                        files.write(*encode_held_out(encoder, source, texts))
-                        texts = [d.text for d in documents if d.split == "train" and _key(d.text) not in held_out]
-                        encode(encoder, texts).astype(dtype).tofile(train_file)
-                described.append({
-                    "train": (train_file.tell() - before) // np.dtype(dtype).itemsize,
-                    "entropy_rate_per_byte": source.entropy_rate_per_byte,
-                })  # fmt: skip
-        write_manifest(partial, {
-            "fingerprint": name, "vocab_size": tokenizer.vocab_size, "dtype": dtype, "document_bytes": document_bytes,
-            "sources": described,
-        })  # fmt: skip
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _survey(data: Data, sources: list[Source], cache: Path) -> tuple[list[str], set[bytes], int]:
-    """Training text for the tokenizer (by weight), the keys of all texts that are held out by any source, and bytes
-    in all."""
-    sample: list[str] = []
-    held_out: set[bytes] = set()
-    document_bytes = 0
-    for source, weight in zip(sources, _weights(data), strict=True):
-        room = int(TOKENIZER_SAMPLE * weight)
-        for document in source.documents(cache):
-            document_bytes += _encoded_size(document)
-            if document.split == "validation":
-                held_out.add(_key(document.text))
-            elif room > 0:
-                sample.append(document.text[:room])
-                room -= len(sample[-1])
-    return [text for text in sample if _key(text) not in held_out], held_out, document_bytes
-
-
-def _key(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()[:16]
-
-
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Documents some megabytes at a time."""
-    batch: list[Document] = []
-    size = 0
-    for document in documents:
-        batch.append(document)
-        size += len(document.text)
-        if size > BATCH:
-            yield batch
-            batch, size = [], 0
-    yield batch
-
-
-class _HeldOutFiles:
-    """The three arrays of a source's held-out tokens, appended to."""
-
-    def __init__(self, folder: Path, source: int, dtype: str) -> None:
-        names = (("tokens", dtype), ("bytes", "uint32"), ("nll", "float64"))
-        self._files = [((folder / f"validation-{source}.{name}").open("wb"), kind) for name, kind in names]
-
-    def write(self, *arrays: np.ndarray | None) -> None:
-        for (file, kind), array in zip(self._files, arrays, strict=True):
-            if array is not None:
-                array.astype(kind).tofile(file)
-
-    def __enter__(self) -> _HeldOutFiles:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for file, _ in self._files:
-            file.close()

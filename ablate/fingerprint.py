@@ -14,7 +14,9 @@ import importlib.util
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-CORE = ("ablate.corpus", "ablate.data", "ablate.model", "ablate.step", "ablate.train")
+CORE = (
+    "ablate._preparation", "ablate.corpus", "ablate.data", "ablate.model", "ablate.step", "ablate.tokens", "ablate.train",
+)  # fmt: skip
 """Modules that decide every trial's numbers; those that merely measure or describe are not among them."""
 
 NOT_FOLLOWED = ("ablate.errors", "ablate.recipe", "ablate.variants._factor")

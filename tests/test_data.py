@@ -14,21 +14,29 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ablate import corpus as corpus_module
-from ablate import data as data_module
-from ablate.corpus import Corpus, Part, encode
+from ablate import _preparation, tokens
+from ablate.corpus import Corpus, HeldOut, Part
 from ablate.data import fingerprint, peek, prepare
 from ablate.errors import UserError
 from ablate.recipe import Data
+from ablate.tokens import encode
 from ablate.variants import load_factors
 
 SYNTHETIC = {"synthetic": {"size": 200_000}}
 WORDS = "alpha beta gamma delta epsilon zeta eta theta".split()
 
 
-def make(*sources: Any, tokenizer: Any = "bytes", seq_len: int = 16) -> Data:
-    listed = [source if "source" in source else {"source": source} for source in sources]
-    return Data.model_validate({"sources": listed, "tokenizer": tokenizer, "seq_len": seq_len})
+def make(
+    *sources: Any, tokenizer: Any = "bytes", seq_len: int = 16, validation: Sequence[Any] = (), curation: Any = "none",
+    **fields: Any,
+) -> Data:  # fmt: skip
+    listed, held_out = (
+        [source if "source" in source else {"source": source} for source in some] for some in (sources, validation)
+    )
+    return Data.model_validate({
+        "sources": listed, "validation": held_out, "curation": curation, "tokenizer": tokenizer, "seq_len": seq_len,
+        **fields,
+    })  # fmt: skip
 
 
 def document(i: int) -> str:
@@ -42,7 +50,7 @@ def jsonl(path: Path, texts: Sequence[str]) -> dict[str, Any]:
 
 
 def held_out_text(corpus: Corpus) -> str:
-    return "".join(bytes(part.validation[part.validation != 256].tolist()).decode() for part in corpus.parts)
+    return "".join(bytes(part.tokens[part.tokens != 256].tolist()).decode() for part in corpus.held_out)
 
 
 def training_text(corpus: Corpus) -> str:
@@ -53,13 +61,11 @@ def toy(*sizes: int, weights: Sequence[float] | None = None) -> Corpus:
     """A corpus whose tokens are their own positions."""
     ends = np.cumsum(sizes).tolist()
     parts = tuple(
-        Part(
-            weight=weight, start=end - size, stop=end, validation=np.arange(100), bytes=np.ones(100, int), nll=None,
-            entropy_rate_per_byte=None,
-        )
+        Part(weight=weight, start=end - size, stop=end)
         for size, end, weight in zip(sizes, ends, weights or [1.0] * len(sizes), strict=True)
-    )  # fmt: skip
-    return Corpus(fingerprint="", vocab_size=2**20, tokens=np.arange(ends[-1]), parts=parts, document_bytes=0)
+    )
+    slice_ = HeldOut(weight=1.0, tokens=np.arange(100), bytes=np.ones(100, int), nll=None, entropy_rate_per_byte=None)
+    return Corpus(fingerprint="", vocab_size=2**20, tokens=np.arange(ends[-1]), parts=parts, held_out=(slice_,))
 
 
 # What is held out
@@ -69,10 +75,10 @@ def test_documents_are_trained_on_or_held_out_never_both(tmp_path: Path) -> None
     texts = [document(i) for i in range(300)]
     corpus = prepare(make(jsonl(tmp_path / "a.jsonl", texts)), tmp_path)
     training, held_out = training_text(corpus), held_out_text(corpus)
-    assert len(training) + len(held_out) == sum(map(len, texts)) == corpus.document_bytes
+    assert len(training) + len(held_out) == sum(map(len, texts))
     sides = [(text in training, text in held_out) for text in texts]
     assert Counter(sides).keys() == {(True, False), (False, True)}
-    separators = (corpus.tokens == 256).sum() + (corpus.parts[0].validation == 256).sum()
+    separators = (corpus.tokens == 256).sum() + (corpus.held_out[0].tokens == 256).sum()
     assert separators == len(texts)
 
 
@@ -92,7 +98,7 @@ def test_what_one_source_holds_out_no_other_trains_on(tmp_path: Path) -> None:
     kept = prepare(make(plain, other), tmp_path)
     assert not [text for text in texts[40:] if text in training_text(kept)]
     assert [text for text in texts[:40] if text in training_text(kept)]
-    assert corpus.parts[0].validation[0] == 299
+    assert corpus.held_out[0].tokens[0] == 299
 
 
 def test_validation_is_the_head_of_what_is_held_out_whatever_the_seed_and_length(tmp_path: Path) -> None:
@@ -103,7 +109,7 @@ def test_validation_is_the_head_of_what_is_held_out_whatever_the_seed_and_length
     assert np.array_equal(few.tokens, many.tokens[:5])
     assert np.array_equal(few.tokens[1:, 0], few.tokens[:-1, -1])
     everything = corpus.validation(16, 10**9)
-    assert len(everything.tokens) == (len(corpus.parts[0].validation) - 1) // 16
+    assert len(everything.tokens) == (len(corpus.held_out[0].tokens) - 1) // 16
     assert not np.isin(everything.tokens, 257).any()
 
 
@@ -121,13 +127,13 @@ def test_validation_is_shared_out_by_weight(tmp_path: Path) -> None:
 def test_bytes_of_the_targets_are_those_of_their_text(tokenizer: Any, tmp_path: Path) -> None:
     texts = [document(i) + " naïve 日本語 🙂\n\n  x" for i in range(300)]
     corpus = prepare(make(jsonl(tmp_path / "a.jsonl", texts), tokenizer=tokenizer), tmp_path)
-    part = corpus.parts[0]
+    part = corpus.held_out[0]
     plain = held_out_text(prepare(make(jsonl(tmp_path / "a.jsonl", texts)), tmp_path))
     held_out = [text for text in texts if text in plain]
     assert part.bytes.sum() == sum(len(text.encode()) for text in held_out)
     validation = corpus.validation(8, 10)
     assert validation.bytes == part.bytes[1:81].sum()
-    assert (part.bytes[part.validation == part.validation[0]] == 0).all()
+    assert (part.bytes[part.tokens == part.tokens[0]] == 0).all()
 
 
 def test_unigram_entropy_is_that_of_the_targets(tmp_path: Path) -> None:
@@ -158,7 +164,7 @@ def test_only_a_known_source_has_a_floor(tmp_path: Path) -> None:
 
 
 def test_a_long_text_gives_the_tokens_that_it_gives_in_one_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus_module, "PIECE", 1000)
+    monkeypatch.setattr(tokens, "PIECE", 1000)
     bpe = load_factors()["tokenizer"].choose({"bpe": {"vocab_size": 500}}).build()
     text = "".join(document(i) + "\n" * (i % 3 + 1) + " " * (i % 2) for i in range(600))
     assert len(text) > 50_000
@@ -206,13 +212,13 @@ def test_changed_content_of_the_same_size_and_time_gives_new_tokens(tmp_path: Pa
 def test_a_corpus_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, texts = tmp_path / "a.jsonl", [document(i) for i in range(100)]
     data = make(jsonl(path, texts))
-    manifest = data_module.write_manifest
+    seal = _preparation.seal
 
     def change(folder: Path, fields: Any) -> None:
         jsonl(path, texts[1:])
-        manifest(folder, fields)
+        seal(folder, fields)
 
-    monkeypatch.setattr(data_module, "write_manifest", change)
+    monkeypatch.setattr(_preparation, "seal", change)
     with pytest.raises(UserError, match="changed while"):
         prepare(data, tmp_path)
     assert not [p for p in (tmp_path / "tokens").iterdir() if p.is_dir()]
@@ -261,7 +267,7 @@ def test_a_damaged_cache_is_made_again(damage: str, tmp_path: Path) -> None:
 
 
 def test_the_checksum_of_a_large_file_sees_its_size_and_ends(tmp_path: Path) -> None:
-    from ablate.corpus import _checksum
+    from ablate.tokens import _checksum
 
     path = tmp_path / "large"
     path.write_bytes(bytes(20_000_000))
@@ -325,7 +331,7 @@ def test_peek_writes_nothing_and_estimates(tmp_path: Path) -> None:
         assert guess.fingerprint == fingerprint(data, cache)
     known = prepare(make(source), cache)
     exact = peek(make(source), cache)
-    assert (exact.exact, exact.train_tokens, exact.document_bytes) == (True, known.train_tokens, known.document_bytes)
+    assert (exact.exact, exact.train_tokens) == (True, known.train_tokens)
 
 
 def test_peek_guesses_the_tokens_well(tmp_path: Path) -> None:
@@ -383,7 +389,7 @@ def test_a_prepared_corpus_may_be_too_short_for_longer_sequences(tmp_path: Path)
     with pytest.raises(UserError, match="too few for sequences of 100000"):
         prepare(make(source, seq_len=100_000), tmp_path)
     with pytest.raises(UserError, match="validation tokens are too few"):
-        corpus.validation(len(corpus.parts[0].validation), 1)
+        corpus.validation(len(corpus.held_out[0].tokens), 1)
 
 
 # Order
@@ -397,22 +403,87 @@ def test_the_order_is_one_stream_that_batches_and_length_do_not_change() -> None
     assert not np.array_equal(corpus.order(4, 8, 1000), stream)
 
 
-def test_every_epoch_sees_every_window_once_in_another_order() -> None:
-    corpus = toy(1001)
-    epochs = corpus.order(0, 10, 500).reshape(5, 100)
-    assert all(sorted(epoch) == list(range(0, 1000, 10)) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) == 5
-    assert not any(np.array_equal(epoch, np.sort(epoch)) for epoch in epochs)
+@pytest.mark.parametrize("size", [1001, 1005, 1010])
+def test_every_epoch_sees_every_window_once_in_another_order_and_cut_elsewhere(size: int) -> None:
+    starts = toy(size).order(0, 10, 2000)
+    assert sorted(starts[:100]) == list(range(0, 1000, 10))
+    offsets, done = [], 0
+    while done < 1800:
+        offset = int(starts[done] % 10)
+        epoch = starts[done : done + (size - 1 - offset) // 10]
+        assert sorted(epoch) == list(range(offset, size - 10, 10))
+        assert not np.array_equal(epoch, np.sort(epoch))
+        offsets.append(offset)
+        done += len(epoch)
+    assert offsets[0] == 0
+    assert len(set(offsets)) > 5
+
+
+def test_the_cuts_of_later_epochs_are_uniform() -> None:
+    counts = np.bincount([toy(801).order(seed, 8, 150)[100] % 8 for seed in range(1600)], minlength=8)
+    assert ((counts - 200) ** 2 / 200).sum() < 24.3  # chi-squared with 7 degrees of freedom, p = 0.001
+
+
+@pytest.mark.parametrize("size", [9, 10, 16, 17, 20])
+def test_a_corpus_of_a_window_or_two_is_never_read_beyond_its_end(size: int) -> None:
+    starts = toy(size).order(0, 8, 300)
+    assert len(starts) == 300
+    assert starts.min() == 0
+    assert starts.max() == size - 9
+
+
+# Repetition
+
+
+@pytest.mark.parametrize("corpus", [toy(1001), toy(901, 601, 501, weights=[1.0, 2.0, 0.5])], ids=["one", "three"])
+def test_repeated_data_are_the_same_sequences_each_epoch_in_another_order(corpus: Corpus) -> None:
+    epochs = corpus.order(5, 10, 4 * 40, unique=40).reshape(4, 40)
+    assert len(set(epochs[0].tolist())) == 40
+    assert all(sorted(epoch) == sorted(epochs[0]) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs.tolist()}) == 4
+    tokens = [np.sort(np.concatenate([corpus.tokens[start : start + 11] for start in epoch])) for epoch in epochs]
+    assert all(np.array_equal(tokens[0], some) for some in tokens)
+
+
+def test_fewer_repeated_sequences_are_among_more() -> None:
+    corpus = toy(901, 601, weights=[1.0, 2.0])
+    fresh = corpus.order(5, 10, 40)
+    for unique in (40, 20, 10, 1):
+        stream = corpus.order(5, 10, 90, unique)
+        assert np.array_equal(stream[:unique], fresh[:unique])
+        assert set(stream.tolist()) == set(fresh[:unique].tolist())
+        assert np.array_equal(corpus.order(5, 10, 33, unique), stream[:33])
+    assert not set(corpus.order(6, 10, 40, 20).tolist()) == set(fresh[:20].tolist())
+
+
+def test_repeated_sequences_are_drawn_by_weight() -> None:
+    corpus = toy(80_001, 80_001, weights=[1.0, 3.0])
+    starts = corpus.order(0, 8, 4000, unique=4000)
+    assert (starts > 80_000).mean() == pytest.approx(0.75, abs=5 * math.sqrt(0.75 * 0.25 / 4000))
+
+
+def test_more_unique_sequences_than_there_are_are_refused(tmp_path: Path) -> None:
+    assert len(set(toy(1001).order(0, 10, 200, unique=100).tolist())) == 100
+    with pytest.raises(UserError, match="data.unique_sequences: 100 training sequences of 10 tokens are too few for 101"):
+        toy(1001).order(0, 10, 200, unique=101)
+    with pytest.raises(UserError, match="100 training sequences of 10 tokens from source 1 are too few"):
+        toy(10_001, 1001, weights=[1.0, 1.0]).order(0, 10, 200, unique=300)
+    source = jsonl(tmp_path / "a.jsonl", [document(i) for i in range(300)])
+    assert not peek(make(source, unique_sequences=10**6), tmp_path / "cache").exact
+    for call in (prepare, peek):
+        with pytest.raises(UserError, match="data.unique_sequences: .* are too few for 1000000"):
+            call(make(source, unique_sequences=10**6), tmp_path / "cache")
 
 
 def test_windows_overlap_in_no_target_and_straddle_no_sources() -> None:
     corpus = toy(103, 57, 9)
-    starts = np.unique(corpus.order(1, 8, 2000))
-    targets = np.concatenate([np.arange(start + 1, start + 9) for start in starts])
-    assert len(np.unique(targets)) == len(targets)
+    starts = corpus.order(1, 8, 2000)
     source = np.searchsorted([103, 160], np.arange(169), side="right")
     assert all(source[start] == source[start + 8] for start in starts)
-    assert len(starts) == 102 // 8 + 56 // 8 + 1
+    for i, windows in enumerate((102 // 8, 56 // 8, 1)):
+        first = starts[source[starts] == i][:windows]
+        targets = np.concatenate([np.arange(start + 1, start + 9) for start in first])
+        assert len(np.unique(targets)) == len(targets)
 
 
 def test_sources_are_drawn_by_weight_and_run_through_on_their_own() -> None:

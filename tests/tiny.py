@@ -35,7 +35,8 @@ class ArrayCorpus:
         self.tokens = (generator.integers(0, 3, length).cumsum() % vocabulary).astype(np.uint16)
 
     def order(self, seed: int, seq_len: int, count: int, unique: int | None = None) -> np.ndarray:
-        return np.random.default_rng(seed).integers(0, self.train_tokens - seq_len - 1, count)
+        starts = np.random.default_rng(seed).integers(0, self.train_tokens - seq_len - 1, unique or count)
+        return np.resize(starts, count)
 
     def validation(self, seq_len: int, sequences: int) -> Any:
         windows = self.tokens[: sequences * (seq_len + 1)].reshape(sequences, seq_len + 1).astype(np.int64)
