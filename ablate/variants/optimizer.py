@@ -1,22 +1,27 @@
 """The rule that turns gradients into a step.
 
-Built from two lists of parameters: `decayed` (matrices of the hidden layers) and `rest` (norms, biases, embeddings, which weight
-decay skips). `lr` is the peak of the schedule. None of them synchronises with the host.
-`state_numbers` is how many numbers of state a matrix parameter carries, to estimate memory.
+Built from groups of parameters. `lr` is the peak of the schedule; `weight_decay` is decoupled (a step takes lr weight_decay w
+off the weights) unless a variant says otherwise. g is the gradient, w the weights. None of them waits for the device, and `lr` in
+a parameter group may be a number or a tensor. `state_numbers` is how many numbers of state a matrix parameter carries, to estimate
+memory; `adam_like` says that a step is as large as the rate whatever the scale of the gradient.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import Parameter
 
+from ablate.errors import UserError
 from ablate.variants._factor import Factor
+from ablate.variants._parameters import Group, kept, param_groups, with_gradients
+
+if TYPE_CHECKING:
+    from ablate.recipe import Recipe
 
 optimizer = Factor("optimizer", "optimizer", "The rule that turns gradients into a step.")
 
@@ -25,33 +30,34 @@ Decay = Annotated[float, Field(ge=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Parameters that an optimizer treats alike: whether they are matrices of a block, decay, and a multiple of the rate."""
-
-    params: list[Parameter]
-    matrices: bool
-    decayed: bool
-    rate: float
-
-
-def _groups(groups: Sequence[Group], lr: float, weight_decay: float) -> list[dict]:
-    return [
-        {"params": g.params, "lr": lr * g.rate, "weight_decay": weight_decay if g.decayed else 0.0} for g in groups
-    ]
-
-
 @optimizer.variant("adamw", reference="arXiv:1711.05101")
 class AdamW(torch.optim.AdamW):
     """Adam with decoupled weight decay: w <- w - lr (m / (sqrt(v) + eps) + weight_decay w), m and v bias-corrected."""
 
     state_numbers = 2.0
+    adam_like = True
 
     def __init__(
         self, groups: Sequence[Group], *, lr: Rate = 1e-3, weight_decay: Decay = 0.1,
         beta1: Beta = 0.9, beta2: Beta = 0.95, eps: Rate = 1e-8,
     ) -> None:  # fmt: skip
-        super().__init__(_groups(groups, lr, weight_decay), lr=lr, betas=(beta1, beta2), eps=eps, fused=True)
+        super().__init__(param_groups(groups, lr, weight_decay), betas=(beta1, beta2), eps=eps, fused=True)
+
+
+@optimizer.variant("sgd", reference="doi:10.1016/0041-5553(64)90137-5")
+class SGD(torch.optim.SGD):
+    """Gradient descent with momentum: m <- momentum m + g + weight_decay w; w <- w - lr m.
+
+    Weight decay is an L2 penalty here, part of the gradient. `nesterov` looks ahead: w <- w - lr (g + weight_decay w + momentum m).
+    """
+
+    state_numbers = 1.0
+
+    def __init__(
+        self, groups: Sequence[Group], *, lr: Rate = 0.3, weight_decay: Decay = 0.0, momentum: Beta = 0.9,
+        nesterov: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__(param_groups(groups, lr, weight_decay), momentum=momentum, nesterov=nesterov, fused=True)
 
 
 @optimizer.variant("lion", reference="arXiv:2302.06675")
@@ -59,23 +65,24 @@ class Lion(torch.optim.Optimizer):
     """Evolved sign momentum: w <- w - lr (sign(beta1 m + (1 - beta1) g) + weight_decay w); m <- beta2 m + (1 - beta2) g."""
 
     state_numbers = 1.0
+    adam_like = True
 
     def __init__(
         self, groups: Sequence[Group], *, lr: Rate = 1e-4, weight_decay: Decay = 1.0,
         beta1: Beta = 0.9, beta2: Beta = 0.99,
     ) -> None:  # fmt: skip
-        super().__init__(_groups(groups, lr, weight_decay), {"lr": lr, "beta1": beta1, "beta2": beta2})
+        super().__init__(param_groups(groups, lr, weight_decay), {"beta1": beta1, "beta2": beta2})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            grads = [p.grad for p in params]
-            moments = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in params]
+            params, grads = with_gradients(group)
+            moments = [kept(self.state[p], "momentum", p) for p in params]
             directions = torch._foreach_lerp(moments, grads, 1 - group["beta1"])
             torch._foreach_sign_(directions)
+            torch._foreach_mul_(directions, group["lr"])
             torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(params, directions, alpha=-group["lr"])
+            torch._foreach_sub_(params, directions)
             torch._foreach_lerp_(moments, grads, 1 - group["beta2"])
 
 
@@ -94,34 +101,172 @@ class Adafactor(torch.optim.Optimizer):
         self, groups: Sequence[Group], *, lr: Rate = 1e-2, weight_decay: Decay = 0.0,
         decay: Annotated[float, Field(lt=0)] = -0.8, clip: Annotated[float, Field(ge=1)] = 1.0, eps2: Rate = 1e-3,
     ) -> None:  # fmt: skip
-        super().__init__(_groups(groups, lr, weight_decay), {"lr": lr, "decay": decay, "clip": clip, "eps2": eps2})
+        super().__init__(param_groups(groups, lr, weight_decay), {"decay": decay, "clip": clip, "eps2": eps2})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._update(p, p.grad, self.state[p], group)
+            for p, grad in zip(*with_gradients(group), strict=True):
+                self._update(p, grad, self.state[p], group)
 
-    def _update(self, p: Tensor, grad: Tensor, state: dict, group: dict) -> None:
-        if not state:
-            state["step"] = torch.zeros((), device=p.device)
-            shapes = ((*p.shape[:-1], 1), (*p.shape[:-2], 1, p.shape[-1])) if p.dim() > 1 else (p.shape,)
-            state["moments"] = [p.new_zeros(shape) for shape in shapes]
-        t = state["step"].add_(1)
+    def _update(self, p: Tensor, grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+        t = kept(state, "step", p, lambda p: p.new_zeros(())).add_(1)
         eps1 = torch.finfo(p.dtype).eps
         weight = t ** group["decay"]
         if p.dim() > 1:
-            rows, columns = state["moments"]
+            rows, columns = kept(state, "rows", p[..., :1]), kept(state, "columns", p[..., :1, :])
             rows.lerp_(grad.square().mean(dim=-1, keepdim=True), weight)
             columns.lerp_(grad.square().mean(dim=-2, keepdim=True), weight)
             second = (rows @ columns).div_(rows.mean(dim=-2, keepdim=True).clamp_(min=eps1))
         else:
-            second = state["moments"][0].lerp_(grad.square(), weight).clone()
+            second = kept(state, "second_moment", p).lerp_(grad.square(), weight).clone()
         update = second.clamp_(min=eps1 * eps1).rsqrt_().mul_(grad)
         rate = _rms(p).clamp(min=group["eps2"]) * t.rsqrt().clamp(max=group["lr"])
         p.mul_(1 - group["lr"] * group["weight_decay"])
         p.sub_(update * (rate / (_rms(update) / group["clip"]).clamp(min=1.0)))
+
+
+@optimizer.variant("muon", reference="https://kellerjordan.github.io/posts/muon, arXiv:2502.16982")
+class Muon(torch.optim.Optimizer):
+    """Orthogonalized momentum for the matrices of the blocks: w <- w - lr (s NewtonSchulz(m) + weight_decay w); AdamW for the rest.
+
+    m <- momentum m + (1 - momentum) g; with `nesterov`, momentum m + (1 - momentum) g is orthogonalized in place of m. The scale s of
+    an R x C matrix is 0.2 sqrt(max(R, C)) (match_rms_adamw: as large a step as AdamW's, whose rates and decay fit) or
+    sqrt(max(1, R / C)) (original: lr about 0.02). Matrices that are merged in one parameter (queries, keys and values; gate and
+    up) are orthogonalized each by itself, as published. The rest has the rate `adamw_lr`, or `lr` where nothing is said.
+
+    Equals `torch.optim.Muon`, which goes through the matrices one by one; here those of one shape are one batch.
+    """
+
+    state_numbers = 1.0
+
+    def __init__(
+        self, groups: Sequence[Group], *, lr: Rate = 1e-3, adamw_lr: Rate | None = None, weight_decay: Decay = 0.1,
+        momentum: Beta = 0.95, nesterov: bool = True, ns_steps: Annotated[int, Field(ge=1, lt=100)] = 5,
+        adjust: Literal["match_rms_adamw", "original"] = "match_rms_adamw", beta1: Beta = 0.9, beta2: Beta = 0.95,
+    ) -> None:  # fmt: skip
+        rest = [group for group in groups if not group.matrices]
+        self.adamw = AdamW(rest, lr=adamw_lr or lr, weight_decay=weight_decay, beta1=beta1, beta2=beta2)
+        muon = {"momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps, "adjust": adjust}
+        matrices = [group for group in groups if group.matrices]
+        super().__init__(param_groups(matrices, lr, weight_decay, **muon) + self.adamw.param_groups, {})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        self.adamw.state = self.state
+        self.adamw.param_groups = [group for group in self.param_groups if not group["matrices"]]
+        self.adamw.step()
+        for group in self.param_groups:
+            if group["matrices"]:
+                self._update(group)
+
+    def _update(self, group: dict[str, Any]) -> None:
+        params, grads = with_gradients(group)
+        moments = [kept(self.state[p], "momentum", p) for p in params]
+        torch._foreach_lerp_(moments, grads, 1 - group["momentum"])
+        if group["nesterov"]:
+            moments = torch._foreach_lerp(grads, moments, group["momentum"])
+        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        batches: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        for p, moment in zip(params, moments, strict=True):
+            parts = group["parts"] or len(p)
+            for weights, direction in zip(p.split(parts), moment.split(parts), strict=True):
+                batches[weights.shape].append((weights, direction))
+        for (rows, columns), batch in batches.items():
+            weights, directions = zip(*batch, strict=True)
+            original = group["adjust"] == "original"
+            scale = max(1, rows / columns) ** 0.5 if original else 0.2 * max(rows, columns) ** 0.5
+            updates = newton_schulz(torch.stack(directions), group["ns_steps"]).to(weights[0].dtype)
+            torch._foreach_sub_(weights, updates.mul_(group["lr"] * scale).unbind())
+
+
+def newton_schulz(matrices: Tensor, steps: int) -> Tensor:
+    """Matrices [..., R, C] with all singular values near 1, in bf16: `steps` times X <- a X + (b A + c A^2) X, A = X X^T."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.bfloat16().mT if tall else matrices.bfloat16()
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+@optimizer.variant("schedule_free", reference="arXiv:2405.15682")
+class ScheduleFree(torch.optim.Optimizer):
+    """AdamW that averages its iterates z into x in place of a schedule, and takes gradients between the two, at y.
+
+    z <- z - lr (g(y) / (sqrt(v) + eps) + weight_decay y), v bias-corrected
+    x <- (1 - c) x + c z, c = p / (sum of all p so far), p = (largest lr so far)^2
+    y <- (1 - beta1) z + beta1 x
+
+    The weights are y after `train()` and x after `eval()`. Equals the `schedulefree` package's AdamWScheduleFree, which counts steps
+    and sums weights in Python.
+    """
+
+    state_numbers = 2.0
+    adam_like = True
+
+    def __init__(
+        self, groups: Sequence[Group], *, lr: Rate = 2.5e-3, weight_decay: Decay = 0.1,
+        beta1: Annotated[float, Field(gt=0, lt=1)] = 0.9, beta2: Beta = 0.95, eps: Rate = 1e-8,
+    ) -> None:  # fmt: skip
+        defaults = {"beta1": beta1, "beta2": beta2, "eps": eps, "at_y": True}
+        super().__init__(param_groups(groups, lr, weight_decay), defaults)
+        for group in self.param_groups:
+            for name in ("steps", "largest_lr", "total"):
+                group[name] = torch.zeros((), dtype=torch.float64, device=group["params"][0].device)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            beta1, beta2 = group["beta1"], group["beta2"]
+            y, grads = with_gradients(group)
+            z = [kept(self.state[p], "z", p, torch.clone) for p in y]
+            v = [kept(self.state[p], "second_moment", p) for p in y]
+            largest = group["largest_lr"].copy_(group["largest_lr"].clamp(min=group["lr"])).square()
+            c = largest / group["total"].add_(largest)
+
+            torch._foreach_mul_(v, beta2)
+            torch._foreach_addcmul_(v, grads, grads, value=1 - beta2)
+            roots = torch._foreach_div(v, 1 - beta2 ** group["steps"].add_(1))
+            torch._foreach_sqrt_(roots)
+            torch._foreach_add_(roots, group["eps"])
+            changes = torch._foreach_div(grads, roots)
+            torch._foreach_add_(changes, y, alpha=group["weight_decay"])
+            torch._foreach_mul_(changes, group["lr"])
+
+            # x = (y - (1 - beta1) z) / beta1, put into the third equation
+            towards_z = torch._foreach_sub(z, y)
+            torch._foreach_mul_(towards_z, c)
+            torch._foreach_add_(y, towards_z)
+            torch._foreach_sub_(z, changes)
+            torch._foreach_mul_(changes, 1 - beta1 * (1 - c))
+            torch._foreach_sub_(y, changes)
+
+    def train(self) -> None:
+        """From x to y."""
+        self._switch(to_y=True)
+
+    def eval(self) -> None:
+        """From y to x."""
+        self._switch(to_y=False)
+
+    @torch.no_grad()
+    def _switch(self, to_y: bool) -> None:
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p in self.state]
+            if params and group["at_y"] is not to_y:
+                z = [self.state[p]["z"] for p in params]
+                torch._foreach_lerp_(params, z, 1 - group["beta1"] if to_y else 1 - 1 / group["beta1"])
+            group["at_y"] = to_y
+
+    @staticmethod
+    def check(recipe: Recipe, **options: Any) -> None:
+        if recipe.lr_schedule.name != "constant":
+            raise UserError(
+                f"schedule_free averages in place of a schedule, and wants lr_schedule 'constant', not {recipe.lr_schedule.name!r}"
+            )
 
 
 def _rms(x: Tensor) -> Tensor:
