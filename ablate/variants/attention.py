@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ablate.errors import UserError
 from ablate.variants._attend import Attend, Context
 from ablate.variants._factor import Factor
+from ablate.variants.norm import RMSNorm
 
 if TYPE_CHECKING:
     from ablate.recipe import Model, Recipe
@@ -101,11 +102,11 @@ class MultiHeadLatentAttention(nn.Module):
         else:
             self.q = nn.Sequential(
                 nn.Linear(model.dim, q_rank, bias=model.bias),
-                nn.RMSNorm(q_rank, eps=1e-6),
+                RMSNorm(q_rank, False, eps=1e-6),
                 nn.Linear(q_rank, model.n_heads * query_width, bias=model.bias),
             )
         self.kv_down = nn.Linear(model.dim, self.kv_rank + self.rotated_dim, bias=model.bias)
-        self.kv_norm = nn.RMSNorm(self.kv_rank, eps=1e-6)
+        self.kv_norm = RMSNorm(self.kv_rank, False, eps=1e-6)
         self.kv_up = nn.Linear(self.kv_rank, model.n_heads * 2 * self.head_dim, bias=model.bias)
         self.attend = Attend(model, query_width)
         self.out = nn.Linear(model.n_heads * self.head_dim, model.dim, bias=model.bias)

@@ -33,6 +33,10 @@ class RMSNorm(nn.RMSNorm):
     def __init__(self, dim: int, bias: bool, *, eps: Epsilon = 1e-5) -> None:
         super().__init__(dim, eps=eps)
 
+    def forward(self, x: Tensor) -> Tensor:
+        # autocast leaves x in its own format, and the fused kernel takes only one
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+
 
 @norm.variant("dyt", reference="arXiv:2503.10622")
 class DynamicTanh(nn.Module):

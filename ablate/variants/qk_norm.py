@@ -6,16 +6,12 @@ all heads share.
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
 from torch import nn
 
+from ablate.variants import norm
 from ablate.variants._factor import Factor
 
 qk_norm = Factor("qk_norm", "model.qk_norm", "Normalization of queries and keys.")
-
-Epsilon = Annotated[float, Field(gt=0)]
 
 
 @qk_norm.variant("none", reference="arXiv:1706.03762")
@@ -27,16 +23,16 @@ class NoNorm(nn.Identity):
 
 
 @qk_norm.variant("rmsnorm", reference="arXiv:2505.09388")
-class RMSNorm(nn.RMSNorm):
+class RMSNorm(norm.RMSNorm):
     """q / sqrt(mean(q^2) + eps) * weight, and k likewise (as in Qwen3)."""
 
-    def __init__(self, head_dim: int, *, eps: Epsilon = 1e-6) -> None:
-        super().__init__(head_dim, eps=eps)
+    def __init__(self, head_dim: int, *, eps: norm.Epsilon = 1e-6) -> None:
+        super().__init__(head_dim, False, eps=eps)
 
 
 @qk_norm.variant("layernorm", reference="arXiv:2302.05442")
 class LayerNorm(nn.LayerNorm):
     """(q - mean(q)) / sqrt(var(q) + eps) * weight, and k likewise; no bias (as in ViT-22B)."""
 
-    def __init__(self, head_dim: int, *, eps: Epsilon = 1e-6) -> None:
+    def __init__(self, head_dim: int, *, eps: norm.Epsilon = 1e-6) -> None:
         super().__init__(head_dim, eps=eps, bias=False)
