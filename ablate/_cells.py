@@ -10,11 +10,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from ablate._words import alternatives
 from ablate._yaml import Path as Place
 from ablate._yaml import SuiteError, printable
 from ablate.errors import UserError
 from ablate.recipe import Recipe, RecipeError, canonical_json
-from ablate.spec import INSTEAD, Spec
+from ablate.spec import Spec
 from ablate.variants import load_factors
 
 if TYPE_CHECKING:
@@ -233,7 +234,7 @@ def _decides(field: str, factor: str) -> bool:
     """Whether a level of `factor` would undo an override of `field`."""
     if any(known.field == factor for known in load_factors().values()):
         return field == factor
-    return _within(field, factor) or INSTEAD.get(field, field) == INSTEAD.get(factor, factor)
+    return _within(field, factor) or field in alternatives(factor)
 
 
 def _outer_first(fields: Mapping[str, Any]) -> list[str]:

@@ -7,30 +7,37 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter
 
+from ablate._words import MULTIPLE, SHORTHANDS, number_type, words
 from ablate.presets import DEFAULT_SCALE, SCALES
 from ablate.recipe import Dropout, Recipe
-from ablate.spec import SHORTHANDS, fields
+from ablate.spec import fields
 from ablate.variants import Factor, Variant, load_factors
 
 KEYS: dict[str, str] = {
-    "name": "The suite's name: lower-case letters, digits and hyphens.",
+    "name": "The suite's name: lower-case letters, digits and hyphens; one slash may stand between them.",
     "description": "What the suite asks, in plain words.",
     "source": "Where the question comes from: a paper or a page.",
     "base": "What all trials share: the scale, and overrides of its preset by dotted field.",
-    "factors": "What varies: the levels of each dotted field. The options of a variant stand inside its level.",
-    "design": "full: every combination; one_at_a_time: the baseline, and each other level alone.",
+    "factors": "What varies: the levels of each dotted field. The options of a variant stand inside its level. Left out: one cell.",
+    "design": "full: every combination; one_at_a_time: the baseline, and each other level alone; leave_one_out: the same cells, "
+    "said of a baseline that is a whole recipe, from which each other level takes one choice away.",
     "baseline": "The level of each factor that others are compared with; the first one where nothing is said.",
     "exclude": "Cells to leave out: each entry gives levels of some factors; cells that have them all are left out.",
-    "match": "What is held equal between the arms.",
+    "match": "What is held equal between the arms; none where the budget itself is what varies.",
     "tune": "Not available in this version.",
     "seeds": "How many (5 means 0 to 4), or a list of them.",
     "margin": "The difference in val_loss, in nats per token, that counts as equal.",
     "contrasts": "The comparisons named in advance; each level against the baseline where nothing is said.",
 }
-NAME = r"[a-z0-9][a-z0-9-]{0,63}"
+NAME = r"(?=.{1,64}$)[a-z0-9][a-z0-9-]*(/[a-z0-9][a-z0-9-]*)?"
 
+TIMES = {
+    "type": "string",
+    "pattern": f"^{MULTIPLE}$",
+    "description": "A multiple of what the scale or base says: x2, x0.5.",
+}
 NUMBER = {"type": "number", "exclusiveMinimum": 0}
-PROBABILITY = {"type": "number", "minimum": 0, "exclusiveMaximum": 1}
+PROBABILITY = {"anyOf": [{"type": "number", "minimum": 0, "exclusiveMaximum": 1}, TIMES]}
 
 
 def settable() -> list[str]:
@@ -63,10 +70,10 @@ def json_schema() -> dict[str, Any]:
         "source": {"type": "string"},
         "base": _object({"scale": {"enum": list(SCALES), "default": DEFAULT_SCALE}, **known}),
         "factors": _object(levels) | {"minProperties": 1},
-        "design": {"enum": ["full", "one_at_a_time"], "default": "full"},
+        "design": {"enum": ["full", "one_at_a_time", "leave_one_out"], "default": "full"},
         "baseline": _object(names),
         "exclude": {"type": "array", "items": _object(rule) | {"minProperties": 1}},
-        "match": {"enum": ["tokens"], "default": "tokens"},
+        "match": {"enum": ["tokens", "none"], "default": "tokens"},
         "seeds": {
             "anyOf": [
                 {"type": "integer", "minimum": 1, "maximum": 1000},
@@ -81,7 +88,7 @@ def json_schema() -> dict[str, Any]:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Suite of ablations",
         **_object({key: value | {"description": KEYS[key]} for key, value in values.items()}),
-        "required": ["name", "factors"],
+        "required": ["name"],
         "$defs": _definitions() | {name: schema for name, schema in schemas.items() if "$ref" not in schema},
     }
 
@@ -93,9 +100,9 @@ def _object(properties: dict[str, Any]) -> dict[str, Any]:
 def _field_schemas() -> dict[str, dict[str, Any]]:
     factors = {factor.field: factor for factor in load_factors().values()}
     found = dict(_section(Recipe, "", factors))
-    del found["seed"]
-    for short, doc in SHORTHANDS.items():
-        found[short] = (_choice(factors[short]) if short in factors else NUMBER) | {"description": doc}
+    for short, word in SHORTHANDS.items():
+        value = _choice(factors[short]) if short in factors else {"anyOf": [NUMBER, TIMES]}
+        found[short] = value | {"description": word.doc}
     for field, factor in factors.items():
         for variant in factor:
             for option, schema in _options(variant).items():
@@ -108,9 +115,11 @@ def _section(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     for name, info in section.model_fields.items():
         path, kind = prefix + name, info.annotation
+        if path == "seed":
+            continue
         if path in factors:
             yield path, _choice(factors[path])
-        elif path == "data.sources":
+        elif path in ("data.sources", "data.validation"):
             source = _choice(factors["data.source"])
             weighted = _object({"source": source, "weight": NUMBER}) | {"required": ["source"]}
             yield path, {"type": "array", "minItems": 1, "items": {"anyOf": [weighted, source]}}
@@ -121,7 +130,12 @@ def _section(
             yield from inner.items()
         else:
             limits = [item for item in info.metadata if not isinstance(item, BeforeValidator)]
-            yield path, TypeAdapter(Annotated[kind, Field(), *limits]).json_schema()  # pyright: ignore
+            schema = TypeAdapter(Annotated[kind, Field(), *limits]).json_schema()  # pyright: ignore
+            yield (
+                path,
+                (schema if words()[path].number is None else {"anyOf": [schema, TIMES]})
+                | {"description": words()[path].doc},
+            )
 
 
 def _choice(factor: Factor) -> dict[str, Any]:
@@ -129,7 +143,11 @@ def _choice(factor: Factor) -> dict[str, Any]:
 
 
 def _options(variant: Variant) -> dict[str, Any]:
-    return variant.options.model_json_schema().get("properties", {})
+    schemas = variant.options.model_json_schema().get("properties", {})
+    for name, info in variant.options.model_fields.items():
+        if number_type(info.annotation) is not None:
+            schemas[name] = {"anyOf": [schemas[name], TIMES]}
+    return schemas
 
 
 def _definitions() -> dict[str, Any]:

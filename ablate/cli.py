@@ -122,11 +122,9 @@ def _design(suite: str, scale: str | None, settings: list[str] | None, seeds: in
 
 def _name(suite: str) -> str:
     """The name under which a suite's results are recorded."""
-    if os.sep not in suite and not suite.endswith((".yaml", ".yml")):
-        return suite
-    from ablate.suite import load_suite
+    from ablate.suite import is_path, load_suite
 
-    return load_suite(suite).name
+    return load_suite(suite).name if is_path(suite) else suite
 
 
 @app.callback()

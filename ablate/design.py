@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,13 +70,11 @@ def expand(
         raise UserError(f"unknown scale {scale!r}{near_miss(scale, SCALES)}")
     resolved = recipes(suite, scale, overrides)
     wanted = _only(suite, only)
-    short = short_names(suite.factors)
-    categorical = {factor.field for factor in load_factors().values()}
+    name = _namer(suite)
     kept = []
     for levels, recipe in resolved:
         if all(levels[factor] in labels for factor, labels in wanted.items()):
-            words = [label if factor in categorical else f"{short[factor]}={label}" for factor, label in levels.items()]
-            kept.append((Cell(levels, " + ".join(words)), recipe))
+            kept.append((Cell(levels, name(levels)), recipe))
     if not kept:
         raise UserError(f"--only {only}: no cell of {suite.name} has these levels together")
     trials = [
@@ -84,6 +82,27 @@ def expand(
         for seed in _seeds(suite, seeds) for cell, recipe in kept
     ]  # fmt: skip
     return Design(suite, scale or suite.scale, tuple(cell for cell, _ in kept), tuple(trials))
+
+
+def _namer(suite: Suite) -> Callable[[Mapping[str, str]], str]:
+    """What to call a cell: its levels; where factors vary one at a time, only how it departs from the baseline."""
+    short = short_names(suite.factors)
+    known = {factor: {level.label for level in levels} for factor, levels in suite.factors.items()}
+    clear = {
+        factor.field for factor in load_factors().values()
+        if factor.field in known
+        and not any(known[factor.field] & known[other] for other in known if other != factor.field)
+        and (len(known) == 1 or "none" not in known[factor.field])
+    }  # fmt: skip
+
+    def name(levels: Mapping[str, str]) -> str:
+        if suite.design == "full":
+            words = [label if factor in clear else f"{short[factor]}={label}" for factor, label in levels.items()]
+            return " + ".join(words) or "base"
+        changes = [f"{short[factor]}={label}" for factor, label in levels.items() if label != suite.baseline[factor]]
+        return " + ".join(changes) or "baseline"
+
+    return name
 
 
 def short_names(fields: Iterable[str]) -> dict[str, str]:

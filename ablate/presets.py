@@ -3,7 +3,8 @@
 Sizes follow GPT-2 and GPT-3 (arXiv:2005.14165, table 2.1) from 124m up, where the head is tied to the embeddings. Training
 length is 20 tokens per parameter (arXiv:2203.15556) but for `nano`, which answers in seconds on a CPU. Learning rates are per
 optimizer: AdamW's follow GPT-3's table downwards in size, Lion's are a fifth of them with five times the decay
-(arXiv:2302.06675, section 5), Adafactor's multiply each parameter's root mean square (arXiv:1804.04235, section 8).
+(arXiv:2302.06675, section 5), Adafactor's multiply each parameter's root mean square (arXiv:1804.04235, section 8), Muon's steps are
+scaled to AdamW's and take its rates (arXiv:2502.16982, section 2.2), and so do schedule-free ones.
 """
 
 from __future__ import annotations
@@ -20,9 +21,13 @@ def _scale(
         "model": {
             "dim": dim, "n_layers": n_layers, "n_heads": n_heads, "tie_embeddings": tie,
             "attention": "mha", "window": "full", "qk_norm": "none", "activation": "swiglu", "block": "sequential",
-            "norm": "rmsnorm", "placement": "pre", "position": "rope", "init": "gpt2",
+            "norm": "rmsnorm", "placement": "pre", "position": "rope",
+            "init": {"gpt2": {}, "mup": {"base_dim": dim, "base_head_dim": dim // n_heads}},
         },
-        "optimizer": {"adamw": {"lr": lr}, "lion": {"lr": lr / 5, "weight_decay": 0.5}, "adafactor": {"lr": adafactor_lr}},
+        "optimizer": {
+            "adamw": {"lr": lr}, "lion": {"lr": lr / 5, "weight_decay": 0.5}, "adafactor": {"lr": adafactor_lr},
+            "muon": {"lr": lr}, "schedule_free": {"lr": lr},
+        },
         "lr_schedule": "cosine",
         "batch": {"sequences": sequences, "micro_limit": micro},
         "data": {"source": "stdlib", "curation": "none", "tokenizer": {"bpe": {"vocab_size": vocab}}, "seq_len": seq_len},
@@ -46,6 +51,6 @@ SCALES: dict[str, dict[str, Any]] = {
     "1b": _scale(dim=2048, n_layers=24, n_heads=16, vocab=50_257, seq_len=2048, sequences=512, micro=8,
                  tokens=26_000_000_000, lr=2e-4, tie=True),
 }  # fmt: skip
-"""Nested overrides by scale, in the words of a suite."""
+"""Nested overrides by scale, in the words of a suite; of a factor with options for several variants, the first is selected."""
 
 DEFAULT_SCALE = "nano"

@@ -123,7 +123,9 @@ class Source(_Section):
 class Data(_Section):
     """What is trained on, and what is held out: `validation`, or the held-out part of `sources` where that is empty."""
 
-    sources: Annotated[tuple[Source, ...], Field(min_length=1, strict=False)]
+    sources: Annotated[
+        tuple[Source, ...], _about("what training sequences are drawn from, by weight", "arXiv:2305.10429", min_length=1, strict=False)
+    ]
     validation: Annotated[
         tuple[Source, ...],
         _about("sources of the validation slice, instead of data.sources", "arXiv:2305.10429", strict=False),
@@ -175,8 +177,8 @@ class Train(_Section):
 class Evaluation(_Section):
     """The fixed validation slice, and at how many evenly spaced points it is evaluated (the last is the end)."""
 
-    sequences: Annotated[Size, _about("sequences of the validation slice")]
-    points: Annotated[Count, _about("evaluations in the course of training")]
+    sequences: Annotated[Size, _about("sequences of the validation slice", "arXiv:2312.10523")]
+    points: Annotated[Count, _about("evaluations in the course of training", "arXiv:2304.01373")]
 
 
 class Recipe(_Section):

@@ -1,7 +1,7 @@
 """Spec: a recipe as it is being written, in the words of a suite; `resolve` leaves nothing to be decided.
 
-A spec also takes what is easier to say than what a recipe holds: `model.ffn_ratio`, `model.dropout: 0.1` for all four places,
-`batch.tokens`, `batch.micro_limit`, `train.tokens`, `evaluation.tokens`, `data.source`.
+A spec also takes what is easier to say than what a recipe holds: the shorthands of `ablate._words`, `model.dropout: 0.1` for all four
+places, and for any number `x2`, twice what was said before, by the scale's preset or since.
 """
 
 from __future__ import annotations
@@ -15,34 +15,17 @@ from typing import Any
 from pydantic import BaseModel
 
 from ablate import recipe as schema
+from ablate._resolve import read, resolve
+from ablate._words import SHORTHANDS, alternatives, is_multiple, multiply, number_type, words
 from ablate.errors import UserError, near_miss
 from ablate.presets import SCALES
 from ablate.recipe import Recipe, RecipeError
 from ablate.variants import Factor, load_factors
 
-SHORTHANDS: dict[str, str] = {
-    "model.ffn_ratio": "width of the feed-forward block over the model's, before the 2/3 of gated units (4)",
-    "batch.tokens": "tokens per optimizer step, instead of batch.sequences",
-    "batch.micro_limit": "the most sequences that go through the model at once; the largest divisor of the batch is taken",
-    "train.tokens": "tokens trained on, instead of train.steps; rounded to whole steps",
-    "evaluation.tokens": "tokens of the validation slice, instead of evaluation.sequences",
-    "data.source": "the only source, instead of data.sources",
-}
-INSTEAD = {
-    "batch.tokens": "batch.sequences",
-    "batch.micro_limit": "batch.micro_sequences",
-    "train.tokens": "train.steps",
-    "evaluation.tokens": "evaluation.sequences",
-    "data.source": "data.sources",
-    "model.ffn_ratio": "model.ffn_dim",
-}
-VOCAB_MULTIPLE = 64
-FFN_MULTIPLE = 8
-
 
 def fields() -> dict[str, str]:
     """Every dotted field that a suite may set and what it is: sections, leaves, factors and shorthands."""
-    return dict(_fields(Recipe, "")) | SHORTHANDS
+    return dict(_fields(Recipe, "")) | {path: word.doc for path, word in SHORTHANDS.items()}
 
 
 def _fields(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, str]]:
@@ -70,9 +53,14 @@ class Spec:
         self._by_field = {factor.field: factor for factor in load_factors().values()}
         self._known = fields()
         preset = copy.deepcopy(SCALES[scale])
-        optimizers = preset.pop("optimizer")
-        self._options["optimizer"] = optimizers
-        self._selected["optimizer"] = next(iter(optimizers))
+        for field in self._by_field:
+            *outer, last = field.split(".")
+            section = preset
+            for part in outer:
+                section = section[part]
+            chosen = section.pop(last)
+            self._options[field] = chosen if isinstance(chosen, dict) else {chosen: {}}
+            self._selected[field] = next(iter(self._options[field]))
         self.set_all(preset)
 
     def copy(self) -> Spec:
@@ -92,7 +80,7 @@ class Spec:
         """Override one dotted field; relative paths among the options of a variant count from `base_dir`.
 
         Raises:
-            RecipeError: an unknown field, variant or option.
+            RecipeError: an unknown field, variant or option, or a multiple of what is no number.
         """
         if not isinstance(path, str):
             raise RecipeError(str(path), "is not a field of a recipe")
@@ -101,7 +89,7 @@ class Spec:
             self._set_choice(self._by_field[owner], path, path[len(owner) + 1 :], value, base_dir)
         elif path not in self._known:
             raise RecipeError(path, f"is not a field of a recipe{near_miss(path, self._suggestions())}")
-        elif path == "model.dropout" and isinstance(value, (int, float)) and not isinstance(value, bool):
+        elif path == "model.dropout" and (isinstance(value, int | float) or is_multiple(value)):
             self.set_all({f"model.dropout.{place}": value for place in schema.Dropout.model_fields})
         elif path in ("data.sources", "data.validation"):
             self._set_leaf(path, self._sources(path, value, base_dir))
@@ -110,14 +98,25 @@ class Spec:
                 raise RecipeError(path, f"is a group of fields and must be a mapping, not {value!r}")
             self.set_all({f"{path}.{key}": inner for key, inner in value.items()}, base_dir)
         else:
+            kind = words()[path].number if path in words() else None
+            if is_multiple(value) and kind is not None:
+                value = self._multiple(path, value, kind)
             self._set_leaf(path, value)
 
     def _set_leaf(self, path: str, value: Any) -> None:
-        for short, full in INSTEAD.items():
-            if path in (short, full):
-                self._values.pop(full, None)
-                self._values.pop(short, None)
+        for other in alternatives(path):
+            self._values.pop(other, None)
         self._values[path] = value
+
+    def _multiple(self, path: str, text: str, kind: type) -> int | float:
+        """The multiple of what the field holds, or would hold if the recipe were resolved now."""
+        value = self._values.get(path)
+        if value is None:
+            value = read(self.resolve(), path)
+        try:
+            return multiply(text, value, kind)
+        except UserError as error:
+            raise RecipeError(path, str(error)) from None
 
     def _set_choice(self, factor: Factor, path: str, option: str, value: Any, base_dir: Path | None) -> None:
         field = factor.field
@@ -125,6 +124,7 @@ class Spec:
             name = self._selected[field]
             value = {name: _nest(option, value)}
         try:
+            value = self._multiplied(factor, value)
             choice = factor.choose(value, self._options.get(field))
         except UserError as error:
             raise RecipeError(path, str(error)) from None
@@ -134,6 +134,24 @@ class Spec:
         self._selected[field] = choice.name
         if field == "data.source":
             self._values.pop("data.sources", None)
+
+    def _multiplied(self, factor: Factor, value: Any) -> Any:
+        """A choice in which multiples of options are numbers: of the variant's options so far, or their defaults."""
+        if not isinstance(value, Mapping) or len(value) != 1:
+            return value
+        ((name, given),) = value.items()
+        if name not in factor.variants or not isinstance(given, Mapping):
+            return value
+        so_far, known = self._options.get(factor.field, {}).get(name, {}), factor[name].options.model_fields
+        found = dict(given)
+        for option, text in given.items():
+            kind = number_type(known[option].annotation) if option in known else None
+            if is_multiple(text) and kind is not None:
+                try:
+                    found[option] = multiply(text, so_far.get(option, known[option].default), kind)
+                except UserError as error:
+                    raise UserError(f"{factor.name} {name!r}: {option}: {error}") from None
+        return {name: found}
 
     def _sources(self, field: str, value: Any, base_dir: Path | None) -> list[dict[str, Any]]:
         if not isinstance(value, list) or not value:
@@ -155,14 +173,10 @@ class Spec:
 
     def _suggestions(self) -> set[str]:
         options = {
-            f"{field}.{option}" for field, factor in self._by_field.items() if field in self._selected
+            f"{field}.{option}" for field, factor in self._by_field.items()
             for option in factor[self._selected[field]].options.model_fields
         }  # fmt: skip
         return set(self._known) | set(self._by_field) | options
-
-    def _chosen(self, field: str) -> dict[str, Any]:
-        name = self._selected[field]
-        return {name: self._options.get(field, {}).get(name, {})}
 
     def resolve(self, seed: int = 0) -> Recipe:
         """The recipe, with every width, step and size decided.
@@ -170,71 +184,14 @@ class Spec:
         Raises:
             RecipeError: a value of the wrong type or range, or choices that cannot go together.
         """
-        get = self._values.get
-        data: dict[str, Any] = {"seed": seed}
-        for path, value in self._values.items():
-            if path not in SHORTHANDS:
-                _put(data, path, value)
-        for field in self._selected:
-            if field != "data.source":
-                _put(data, field, self._chosen(field))
-        if "data.sources" not in self._values:
-            _put(data, "data.sources", [{"source": self._chosen("data.source")}])
-        number = self._number
-        dim, heads, seq_len = number("model.dim"), number("model.n_heads"), number("data.seq_len")
-        if get("model.head_dim") is None:
-            if dim % heads:
-                raise RecipeError("model.n_heads", f"{heads} heads do not divide a width of {dim}")
-            _put(data, "model.head_dim", dim // heads)
-        if get("model.ffn_dim") is None:
-            gated = load_factors()["activation"][self._selected["model.activation"]].trait("gated", False)
-            exact = number("model.ffn_ratio", 4.0, whole=False) * dim * (2 / 3 if gated else 1)
-            _put(data, "model.ffn_dim", max(FFN_MULTIPLE, round(exact / FFN_MULTIPLE) * FFN_MULTIPLE))
-        if get("model.vocab_size") is None:
-            try:
-                tokenizer = load_factors()["tokenizer"].choose(self._chosen("data.tokenizer")).build()
-            except UserError as error:
-                raise RecipeError("data.tokenizer", str(error)) from None
-            _put(data, "model.vocab_size", -(-tokenizer.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE)
-        if get("batch.tokens") is not None:
-            tokens = number("batch.tokens")
-            if tokens % seq_len:
-                raise RecipeError("batch.tokens", f"{tokens} tokens are no whole number of sequences of {seq_len}")
-            sequences = tokens // seq_len
-        else:
-            sequences = number("batch.sequences")
-        _put(data, "batch.sequences", sequences)
-        if get("batch.micro_sequences") is None:
-            limit = min(number("batch.micro_limit"), sequences)
-            _put(data, "batch.micro_sequences", next(n for n in range(limit, 0, -1) if sequences % n == 0))
-        if get("train.steps") is None:
-            _put(data, "train.steps", max(1, round(number("train.tokens") / (sequences * seq_len))))
-        if get("evaluation.sequences") is None:
-            _put(data, "evaluation.sequences", max(1, number("evaluation.tokens") // seq_len))
-        return Recipe.from_dict(data)
-
-    def _number(self, path: str, default: Any = None, *, whole: bool = True) -> Any:
-        value = self._values.get(path, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e18:
-            raise RecipeError(path, f"must be a positive {'whole ' if whole else ''}number, not {value!r}")
-        if value > 2**24 and path not in ("batch.tokens", "train.tokens", "evaluation.tokens"):
-            raise RecipeError(path, f"must be at most {2**24:,}, not {value!r}")
-        if whole and value != int(value):
-            raise RecipeError(path, f"must be a whole number, not {value!r}")
-        return int(value) if whole else value
+        choices = {field: {name: self._options[field].get(name, {})} for field, name in self._selected.items()}
+        return resolve(self._values, choices, seed)
 
 
 def _nest(path: str, value: Any) -> dict[str, Any]:
     for part in reversed(path.split(".")):
         value = {part: value}
     return value
-
-
-def _put(data: dict[str, Any], path: str, value: Any) -> None:
-    *outer, last = path.split(".")
-    for part in outer:
-        data = data.setdefault(part, {})
-    data[last] = value
 
 
 def _absolute(choice: Any, options: dict[str, Any], base_dir: Path | None) -> dict[str, Any]:

@@ -14,18 +14,19 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ablate._cells import recipes
+from ablate._labels import labels as level_labels
+from ablate._labels import spell
 from ablate._suite_schema import KEYS, NAME, json_schema, settable
 from ablate._yaml import MAX_BYTES, Document, SuiteError, read
 from ablate._yaml import Path as Place
 from ablate.errors import near_miss
 from ablate.presets import DEFAULT_SCALE, SCALES
-from ablate.recipe import canonical_json
 from ablate.variants import load_factors
 
 __all__ = ["Level", "Suite", "SuiteError", "json_schema", "load_suite", "shipped"]
 
-DesignKind = Literal["full", "one_at_a_time"]
-Match = Literal["tokens"]
+DesignKind = Literal["full", "one_at_a_time", "leave_one_out"]
+Match = Literal["tokens", "none"]
 DEFAULT_SEEDS = 3
 MAX_SEEDS = 1000
 
@@ -42,8 +43,9 @@ class Level:
 class Suite:
     """A suite as it was declared. Factors are dotted fields of a recipe; outside `factors`, levels go by their labels.
 
-    `base` holds the overrides without the scale; relative paths in it and in levels count from `base_dir`. `margin` is
-    in nats per token. Each of `contrasts` has `factor`, `level` and `against`. `document` knows the lines, for errors.
+    `base` holds the overrides without the scale; relative paths in it and in levels count from `base_dir`. Without factors there is
+    one cell. `margin` is in nats per token. Each of `contrasts` has `factor`, `level` and `against`. `document` knows the lines, for
+    errors.
     """
 
     name: str
@@ -69,13 +71,13 @@ class Suite:
 
 
 def load_suite(name_or_path: str | Path) -> Suite:
-    """The shipped suite of that name, or the file at that path: what has a path separator or ends in .yaml or .yml.
+    """The shipped suite of that name, or the file at that path (see `is_path`).
 
     Raises:
         SuiteError: no such suite, a file that is not one, or a cell that has no recipe at the suite's own scale.
     """
     path = _find(str(name_or_path))
-    where = f"suites/{path.name}" if path.parent == _folder() else str(path)
+    where = f"suites/{path.relative_to(_folder()).as_posix()}" if path.is_relative_to(_folder()) else str(path)
     content = _content(path, where)
     suite = _suite(read(content, where), content.decode("utf-8-sig"), path.absolute())
     recipes(suite)
@@ -84,10 +86,12 @@ def load_suite(name_or_path: str | Path) -> Suite:
 
 def shipped() -> dict[str, tuple[Path, str]]:
     """The suites that come with ablate: path and description by name."""
-    found = {}
-    for path in sorted(_folder().glob("*.yaml")):
-        found[path.stem] = (path, read(path.read_bytes(), path.name).value["description"].strip())
-    return found
+    return {name: (path, read(path.read_bytes(), name).value["description"].strip()) for name, path in _paths().items()}
+
+
+def is_path(text: str) -> bool:
+    """Whether SUITE is a file: it ends in .yaml or .yml, or could not be a suite's name, such as ./mine."""
+    return text.endswith((".yaml", ".yml")) or (os.sep in text and not re.fullmatch(NAME, text))
 
 
 def _folder() -> Path:
@@ -95,14 +99,21 @@ def _folder() -> Path:
     return next(folder for folder in (here / "suites", here.parent / "suites") if folder.is_dir())
 
 
+def _paths() -> dict[str, Path]:
+    """The shipped files by name: those of the folder first, then those of its folders."""
+    folder = _folder()
+    found = sorted(folder.rglob("*.yaml"), key=lambda path: (len(path.parts), path))
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in found}
+
+
 def _find(name: str) -> Path:
-    if any(separator in name for separator in (os.sep, os.altsep) if separator) or name.endswith((".yaml", ".yml")):
+    if is_path(name):
         return Path(name)
-    names = [path.stem for path in _folder().glob("*.yaml")]
-    if name in names:
-        return _folder() / f"{name}.yaml"
+    known = _paths()
+    if name in known:
+        return known[name]
     mine = [path for path in (f"./{name}", f"./{name}.yaml", f"suites/{name}.yaml") if _is_file(Path(path))]
-    hint = f"; for the file, say {mine[0]}" if mine else near_miss(name, names)
+    hint = f"; for the file, say {mine[0]}" if mine else near_miss(name, known)
     raise SuiteError("", None, "", f"no suite is called {name!r}{hint}")
 
 
@@ -126,21 +137,23 @@ def _content(path: Path, where: str) -> bytes:
 def _suite(document: Document, text: str, path: Path) -> Suite:
     """The suite that a file declares, checked but for what its recipes decide."""
     top = _mapping(document, (), document.value, KEYS)
-    for key in ("name", "factors"):
-        if key not in top:
-            raise document.error((key,), "is missing")
+    if "name" not in top:
+        raise document.error(("name",), "is missing")
     if "tune" in top:
         raise document.error(
             ("tune",), "is not available in this version; give each level a rate of its own among its options"
         )
     name = top["name"]
     if not isinstance(name, str) or not re.fullmatch(NAME, name):
-        raise document.error(("name",), f"must be up to 64 lower-case letters, digits and hyphens, not {_show(name)}")
+        raise document.error(
+            ("name",),
+            f"must be up to 64 lower-case letters, digits and hyphens, perhaps with a slash, not {_show(name)}",
+        )
     base = dict(_mapping(document, ("base",), top.get("base", {})))
     scale = base.pop("scale", DEFAULT_SCALE)
     if not isinstance(scale, str) or scale not in SCALES:
         raise document.error(("base", "scale"), f"unknown scale {_show(scale)}{near_miss(str(scale), SCALES)}")
-    factors = _factors(document, top["factors"])
+    factors = _factors(document, top["factors"]) if "factors" in top else {}
     baseline = {factor: levels[0].label for factor, levels in factors.items()}
     for factor, value in _mapping(document, ("baseline",), top.get("baseline", {}), factors).items():
         baseline[factor] = _label(document, ("baseline", factor), value, factors[factor])
@@ -175,59 +188,25 @@ def _factors(document: Document, value: Any) -> dict[str, tuple[Level, ...]]:
             few = "has one level" if values else "has no levels"
             raise document.error(place, f"{few}; a factor needs two or more (what does not vary belongs under base)")
         labels: list[str] = []
-        for i, label in enumerate(_labels(values, factor in categorical)):
+        for i, label in enumerate(level_labels(values, factor in categorical)):
             if label in labels:
                 raise document.error((*place, i), f"level {label} is there already")
             labels.append(label)
         factors[factor] = tuple(map(Level, labels, values))
     if not factors:
-        raise document.error(("factors",), "is empty; a suite varies something")
+        raise document.error(("factors",), "is empty; leave it out for a suite of one cell")
     return factors
-
-
-def _labels(values: list[Any], categorical: bool) -> list[str]:
-    """The variant's name, with the options in which others of that name differ; numbers and text as they are."""
-    if not categorical:
-        return [_spell(value) for value in values]
-    chosen = [_chosen(value) for value in values]
-    labels = []
-    for value, (name, options) in zip(values, chosen, strict=True):
-        same = [other for other_name, other in chosen if other_name == name]
-        differing = [key for key in options if any(other.get(key) != options[key] for other in same)]
-        detail = ", ".join(f"{key}={_spell(options[key])}" for key in differing)
-        labels.append(_spell(value) if name is None else f"{name}({detail})" if detail else name)
-    return labels
-
-
-def _chosen(value: Any) -> tuple[str | None, Mapping[str, Any]]:
-    """Name and options of a level that selects a variant; no name where it does not read as one."""
-    if isinstance(value, str):
-        return value, {}
-    if isinstance(value, dict) and len(value) == 1:
-        ((name, options),) = value.items()
-        return (name, options or {}) if options is None or isinstance(options, dict) else (None, {})
-    return None, {}
-
-
-def _spell(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}={_spell(inner)}" for key, inner in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_spell, value)) + "]"
-    if value is None or isinstance(value, bool):
-        return canonical_json(value)
-    return value if isinstance(value, str) else repr(value)
 
 
 def _label(document: Document, place: Place, value: Any, levels: tuple[Level, ...]) -> str:
     """The label of the level that `value` names, by its label or in full."""
     for level in levels:
-        if _spell(value) == level.label or (
+        if spell(value) == level.label or (
             value == level.value and isinstance(value, bool) == isinstance(level.value, bool)
         ):
             return level.label
     labels = [level.label for level in levels]
-    raise document.error(place, f"{_spell(value)} is not one of its levels{near_miss(_spell(value), labels)}")
+    raise document.error(place, f"{spell(value)} is not one of its levels{near_miss(spell(value), labels)}")
 
 
 def _exclude(
@@ -335,4 +314,4 @@ def _one_of(document: Document, key: str, top: Mapping[str, Any], known: tuple[s
 def _show(value: Any) -> str:
     if isinstance(value, dict | list):
         return "a mapping" if isinstance(value, dict) else "a list"
-    return repr(value) if isinstance(value, str) else _spell(value)
+    return repr(value) if isinstance(value, str) else spell(value)

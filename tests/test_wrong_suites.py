@@ -18,14 +18,13 @@ BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("a
 WRONG: dict[str, tuple[str | bytes, int | None, str]] = {
     "unknown_key": (GOOD + "seds: 3\n", 4, "seds: unknown key 'seds'; did you mean 'seeds'?"),
     "missing_name": (TAIL, 1, "name: is missing"),
-    "missing_factors": ("name: x\n", 1, "factors: is missing"),
     "empty_file": ("", None, "is empty"),
     "only_a_comment": ("# nothing\n", None, "is empty"),
     "list_at_top": ("- name: x\n", 1, "must be a mapping of keys to values, not a list"),
     "text_at_top": ("attention\n", 1, "must be a mapping of keys to values, not 'attention'"),
     "path_in_name": ("name: ../../etc/x\n" + TAIL, 1, "name: must be up to 64 lower-case letters"),
-    "slash_in_name": ("name: a/b\n" + TAIL, 1, "not 'a/b'"),
-    "number_as_name": ("name: 7\n" + TAIL, 1, "name: must be up to 64 lower-case letters, digits and hyphens, not 7"),
+    "slash_in_name": ("name: a/b/c\n" + TAIL, 1, "not 'a/b/c'"),
+    "number_as_name": ("name: 7\n" + TAIL, 1, "name: must be up to 64 lower-case letters, digits and hyphens, perhaps with a slash, not 7"),
     "newline_in_name": ('name: "x\\n"\n' + TAIL, 1, "name: must be"),
     "long_name": ("name: " + "x" * 65 + "\n" + TAIL, 1, "name: must be up to 64"),
     "description_not_text": (GOOD + "description: [a]\n", 4, "description: must be text, not a list"),
@@ -72,7 +71,7 @@ WRONG: dict[str, tuple[str | bytes, int | None, str]] = {
     "negative_steps": (
         GOOD + "base: {train.steps: -5}\n",
         4,
-        "base.train.steps: must be greater than or equal to 1, not -5",
+        "base.train.steps: must be a positive whole number, not -5",
     ),
     "half_a_layer": (GOOD + "base: {model.n_layers: 1.5}\n", 4, "base.model.n_layers: must be "),
     "bool_for_int": (GOOD + "base: {model.n_layers: true}\n", 4, "base.model.n_layers: must be "),
@@ -85,7 +84,7 @@ WRONG: dict[str, tuple[str | bytes, int | None, str]] = {
     "date_for_int": (
         GOOD + "base: {train.steps: 2020-01-01}\n",
         4,
-        "base.train.steps: must be integer, not '2020-01-01'",
+        "base.train.steps: must be a positive whole number, not '2020-01-01'",
     ),
     "dropout_of_one": (GOOD + "base: {model.dropout: 1.0}\n", 4, "must be less than 1, not 1.0"),
     "not_a_number": (GOOD + "base: {optimizer.lr: .nan}\n", 4, "base.optimizer.lr: .nan is not a finite number"),
@@ -98,7 +97,7 @@ WRONG: dict[str, tuple[str | bytes, int | None, str]] = {
         4,
         "base.train.tokens: must be a positive whole number, not 1e+30",
     ),
-    "no_factors": ("name: x\nfactors: {}\n", 2, "factors: is empty"),
+    "no_factors": ("name: x\nfactors: {}\n", 2, "factors: is empty; leave it out for a suite of one cell"),
     "null_factors": ("name: x\nfactors:\n", 2, "factors: must be a mapping, not null"),
     "factor_list": ("name: x\nfactors:\n- model.attention\n", 2, "factors: must be a mapping, not a list"),
     "unknown_factor": (
@@ -201,7 +200,7 @@ WRONG: dict[str, tuple[str | bytes, int | None, str]] = {
     "unknown_design": (
         GOOD + "design: half\n",
         4,
-        "design: 'half' is not available in this version; known: full, one_at_a_time",
+        "design: 'half' is not available in this version; known: full, one_at_a_time, leave_one_out",
     ),
     "fractional_design": (
         GOOD + "design: {fractional: {resolution: 4}}\n",
@@ -209,7 +208,7 @@ WRONG: dict[str, tuple[str | bytes, int | None, str]] = {
         "design: a mapping is not available in this version",
     ),
     "tune": (GOOD + "tune: {optimizer.lr: [1.0e-3]}\n", 4, "tune: is not available in this version"),
-    "unknown_match": (GOOD + "match: flops\n", 4, "match: 'flops' is not available in this version; known: tokens"),
+    "unknown_match": (GOOD + "match: flops\n", 4, "match: 'flops' is not available in this version; known: tokens, none"),
     "baseline_outside": (
         GOOD + "baseline:\n  model.attention: gqa\n",
         5,
