@@ -37,6 +37,7 @@ class Row:
     cell_id: str
     status: str | None
     corpus_fingerprint: str
+    evaluation_fingerprint: str
     code_fingerprint: str
     parameters: int
     flops_per_token: int
@@ -74,7 +75,8 @@ class Plan:
             Job(
                 trial_id=row.trial_id, cell_id=row.cell_id, label=row.trial.label, suite=self.design.suite.name,
                 scale=self.design.scale, seed=row.trial.seed, recipe=row.trial.recipe.to_dict(), levels=dict(row.trial.levels),
-                corpus_fingerprint=row.corpus_fingerprint, code_fingerprint=row.code_fingerprint, shape=shape(row.trial.recipe),
+                corpus_fingerprint=row.corpus_fingerprint, evaluation_fingerprint=row.evaluation_fingerprint,
+                code_fingerprint=row.code_fingerprint, shape=shape(row.trial.recipe),
                 estimated_seconds=row.seconds, purpose="primary", git_revision=revision, git_dirty=dirty,
                 finished_before=self.finished_before[row.trial_id], ablate_version=__version__,
             )
@@ -135,8 +137,9 @@ def make_plan(
         rows.append(
             Row(
                 trial=trial, trial_id=i.trial_id, cell_id=i.cell_id, status=statuses.get(i.trial_id), tokens=trial.recipe.tokens,
-                corpus_fingerprint=i.corpus, code_fingerprint=i.code, parameters=i.parameters, flops_per_token=i.flops,
-                epochs=trial.recipe.tokens / trial.recipe.fresh_tokens(i.corpus_tokens), memory_gib=i.memory / 2**30,
+                corpus_fingerprint=i.corpus, evaluation_fingerprint=i.evaluation, code_fingerprint=i.code,
+                parameters=i.parameters, flops_per_token=i.flops, memory_gib=i.memory / 2**30,
+                epochs=trial.recipe.tokens / trial.recipe.fresh_tokens(i.corpus_tokens),
                 seconds=speed(i, trial.recipe) if speed and i.trial_id in pending else 0.0,
             )
         )  # fmt: skip
@@ -160,6 +163,7 @@ class _Identity:
     trial_id: str
     cell_id: str
     corpus: str
+    evaluation: str
     code: str
     corpus_tokens: int
     corpus_exact: bool
@@ -195,8 +199,9 @@ class _Identities:
             ("model", digest([recipe.model.model_dump(mode="json"), recipe.data.seq_len])), sizes
         )
         return _Identity(
-            recipe.trial_id(peek.fingerprint, code), recipe.cell_id(peek.fingerprint, code), peek.fingerprint, code,
-            peek.train_tokens, peek.exact, peek.note, parameters, flops, measure.estimated_memory(recipe, parameters),
+            recipe.trial_id(peek.fingerprint, code), recipe.cell_id(peek.fingerprint, code), peek.fingerprint,
+            peek.evaluation_fingerprint, code, peek.train_tokens, peek.exact, peek.note, parameters, flops,
+            measure.estimated_memory(recipe, parameters),
         )  # fmt: skip
 
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:

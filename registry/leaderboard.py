@@ -23,10 +23,10 @@ from .store import Store
 
 __all__ = ["Leaderboard", "QueryError", "RegistryEmpty", "query"]
 
-_GROUP = ("suite", "scale", "environment_id", "corpus_fingerprint")
+_GROUP = ("suite", "scale", "environment_id", "evaluation_fingerprint")
 _CELL = (*_GROUP, "cell_id", "cell")
 _SHOWN = ("val_loss", "val_bpb", "tokens_per_second", "mfu", "peak_memory_gib", "parameters")
-_ENDS = ("failed", "exclusive", "device", "environment_id", "corpus_fingerprint", "cell_id")
+_ENDS = ("failed", "exclusive", "device", "environment_id", "evaluation_fingerprint", "cell_id")
 _BOARD = """
     SELECT trials.* REPLACE (designs.suite AS suite, designs.scale AS scale), designs.cell, designs.levels
     FROM designs JOIN trials USING (trial_id)
@@ -254,7 +254,7 @@ def _first(aggregate: str, sources: list[str]) -> str:
 
 
 def _rank(cells: list[dict[str, Any]], better: str) -> None:
-    """Set the rank of the cells of one environment and corpus; None where the metric has no better."""
+    """Set the rank of the cells of one environment and validation slice; None where the metric has no better."""
     by_seed = [{p["seed"]: p["value"] for p in cell["by_seed"] or () if p["value"] is not None} for cell in cells]
     places = ranks(by_seed, lower_is_better=better == "lower") if better != "none" else [None] * len(cells)
     for cell, place in zip(cells, places, strict=True):

@@ -22,7 +22,7 @@ from .locks import FileLock
 from .record import METRICS, DesignRecord, TrialRecord
 from .store import Store
 
-VERSION = "1"
+VERSION = "2"
 FULL_SYNC = timedelta(days=1)
 """How often a store that cannot list its run ids cheaply is read as a whole, which is how deletions there are
 noticed."""
@@ -31,6 +31,7 @@ _TRIAL_TEXT = (
     *("record_id", "trial_id", "cell_id", "environment_id", "purpose", "status", "cause", "suite", "scale"),
     *(
         "corpus_fingerprint",
+        "evaluation_fingerprint",
         "code_fingerprint",
         "git_revision",
         "ablate_version",

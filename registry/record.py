@@ -11,7 +11,7 @@ import uuid
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Status = Literal["finished", "diverged", "out_of_memory", "timeout", "crashed", "killed"]
 Purpose = Literal["primary", "verify", "speed", "check"]
@@ -115,6 +115,7 @@ class _Json:
     @classmethod
     def from_dict(cls, data: Any) -> Any:
         _check(isinstance(data, dict), f"{cls.__name__}: expected an object, not {type(data).__name__}")
+        data = _of_today(data)
         known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
         extra = sorted(set(data) - known)
         _check(not extra, f"{cls.__name__}: unknown field {', '.join(extra)}")
@@ -131,12 +132,21 @@ class _Json:
             raise RecordError(f"{cls.__name__}: not JSON: {error}") from None
 
 
+def _of_today(data: dict[str, Any]) -> dict[str, Any]:
+    """A record of version 1 in today's schema: what was validated on is known there by the training corpus alone."""
+    if data.get("schema_version") != 1:
+        return data
+    added = {"evaluation_fingerprint": data["corpus_fingerprint"]} if "corpus_fingerprint" in data else {}
+    return data | added | {"schema_version": SCHEMA_VERSION}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialRecord(_Json):
     """One attempt at one trial, in one environment, for one purpose.
 
     `trial_id` says what was trained (recipe, seed, corpus, code), `cell_id` the same without the seed,
-    `environment_id` on what, `record_id` which attempt. `recipe`, `environment` and `context` are plain JSON
+    `environment_id` on what, `record_id` which attempt. Losses compare where `evaluation_fingerprint` is the same: the
+    held-out text and the tokenizer. `recipe`, `environment` and `context` are plain JSON
     objects; `metrics` maps names of `METRICS` (others are allowed) to finite numbers; `curves` maps a metric
     to `[step, tokens, value]` points.
     """
@@ -153,6 +163,7 @@ class TrialRecord(_Json):
     seed: int
     recipe: dict[str, Any]
     corpus_fingerprint: str
+    evaluation_fingerprint: str
     code_fingerprint: str
     environment: dict[str, Any]
     git_revision: str = ""
@@ -169,7 +180,7 @@ class TrialRecord(_Json):
 
     def __post_init__(self) -> None:
         for name in ("record_id", "trial_id", "cell_id", "environment_id", "suite", "scale", "corpus_fingerprint",
-                     "code_fingerprint", "ablate_version", "started_at", "finished_at"):  # fmt: skip
+                     "evaluation_fingerprint", "code_fingerprint", "ablate_version", "started_at", "finished_at"):  # fmt: skip
             value = getattr(self, name)
             _check(isinstance(value, str) and value != "", f"{name}: expected a non-empty string, not {value!r}")
         _check(

@@ -21,7 +21,7 @@ from .record import METRICS
 Format = Literal["table", "json", "csv", "markdown", "latex"]
 FORMATS: tuple[str, ...] = get_args(Format)
 Columns = dict[str, list[Any]]
-_CONTEXT = ("suite", "scale", "device", "environment_id", "corpus_fingerprint")
+_CONTEXT = ("suite", "scale", "device", "environment_id", "evaluation_fingerprint")
 _HEADERS = {"tokens_per_second": "tok/s", "parameters": "params", "peak_memory_gib": "peak\nGiB"}
 _LATEX = {
     "\\": r"\textbackslash{}",

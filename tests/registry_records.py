@@ -48,6 +48,7 @@ def record(
     attempt: int = 0,
     curve: int = 5,
     corpus: str = "corpus-a",
+    evaluation: str = "slice-a",
     metrics: dict[str, float] | None = None,
     **fields: Any,
 ) -> TrialRecord:
@@ -70,6 +71,7 @@ def record(
         "seed": seed,
         "recipe": recipe(levels.get("model.attention", "mha"), levels.get("norm", "layernorm")),
         "corpus_fingerprint": corpus,
+        "evaluation_fingerprint": evaluation,
         "code_fingerprint": "code-1",
         "environment": {"device": "cpu", "torch": "2.13.0", "threads": 1},
         "git_revision": "0123456789abcdef",

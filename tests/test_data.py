@@ -464,7 +464,9 @@ def test_repeated_sequences_are_drawn_by_weight() -> None:
 
 def test_more_unique_sequences_than_there_are_are_refused(tmp_path: Path) -> None:
     assert len(set(toy(1001).order(0, 10, 200, unique=100).tolist())) == 100
-    with pytest.raises(UserError, match="data.unique_sequences: 100 training sequences of 10 tokens are too few for 101"):
+    with pytest.raises(
+        UserError, match="data.unique_sequences: 100 training sequences of 10 tokens are too few for 101"
+    ):
         toy(1001).order(0, 10, 200, unique=101)
     with pytest.raises(UserError, match="100 training sequences of 10 tokens from source 1 are too few"):
         toy(10_001, 1001, weights=[1.0, 1.0]).order(0, 10, 200, unique=300)

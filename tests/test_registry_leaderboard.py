@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import random
 import subprocess
@@ -100,7 +101,7 @@ def test_failures_are_shown_and_not_averaged(home: Path) -> None:
     assert any("2 of 9 trials have no result" in note for note in frame.attrs["notes"])
 
 
-def test_environments_corpora_and_scales_are_never_mixed(home: Path) -> None:
+def test_environments_validation_slices_and_scales_are_never_mixed(home: Path) -> None:
     store = empty_store(home)
     cells = CELLS[:2]
     store.write_design(design(cells, 2))
@@ -109,15 +110,54 @@ def test_environments_corpora_and_scales_are_never_mixed(home: Path) -> None:
         for seed in range(2):
             store.write_trial(record(levels, seed, loss=3))
             store.write_trial(record(levels, seed, loss=4, environment_id="gpu"))
-            store.write_trial(record(levels, seed, loss=5, scale="10m", corpus="corpus-b"))
+            store.write_trial(record(levels, seed, loss=5, scale="10m", corpus="corpus-b", evaluation="slice-b"))
     frame = board(home).frame()
-    groups = frame.groupby(["scale", "environment_id", "corpus_fingerprint"])
+    groups = frame.groupby(["scale", "environment_id", "evaluation_fingerprint"])
     assert {key: (len(rows), rows["val_loss"].mean(), set(rows["rank"])) for key, rows in groups} == {
-        ("nano", "env-cpu", "corpus-a"): (2, 3, {1}),
-        ("nano", "gpu", "corpus-a"): (2, 4, {1}),
-        ("10m", "env-cpu", "corpus-b"): (2, 5, {1}),
+        ("nano", "env-cpu", "slice-a"): (2, 3, {1}),
+        ("nano", "gpu", "slice-a"): (2, 4, {1}),
+        ("10m", "env-cpu", "slice-b"): (2, 5, {1}),
     }
     assert set(board(home).suite("attention", "10m").frame()["scale"]) == {"10m"}
+
+
+def test_arms_on_different_corpora_are_ranked_where_the_validation_slice_is_one(home: Path) -> None:
+    store = empty_store(home)
+    arms = {"none": "corpus-a", "quality": "corpus-b", "deduplicated": "corpus-c"}
+    trials = [
+        record({"data.curation": arm}, seed, loss=3 + place / 10 + seed / 1000, corpus=corpus)
+        for place, (arm, corpus) in enumerate(arms.items())
+        for seed in range(3)
+    ]
+    for trial in trials:
+        store.write_trial(trial)
+    listed = [
+        {"trial_id": t.trial_id, "cell_id": t.cell_id, "levels": t.context["levels"], "seed": t.seed} for t in trials
+    ]
+    store.write_design(design([{"data.curation": arm} for arm in arms], 3, trials=listed))
+    frame = board(home).frame()
+    assert frame["curation"].tolist() == ["none", "quality", "deduplicated"]
+    assert frame["rank"].tolist() == [1, 2, 3]
+    assert set(frame["evaluation_fingerprint"]) == {"slice-a"}
+    corpora = query("SELECT DISTINCT corpus_fingerprint AS c FROM trials ORDER BY c", home)
+    assert corpora["c"].tolist() == ["corpus-a", "corpus-b", "corpus-c"]
+
+
+def test_records_of_the_first_version_are_grouped_by_their_corpus(home: Path) -> None:
+    """They do not say what they were validated on, and are no reason to rank what may not compare."""
+    store = empty_store(home)
+    cells = CELLS[:2]
+    store.write_design(design(cells, 1))
+    for levels, corpus in zip(cells, ("corpus-a", "corpus-b"), strict=True):
+        old = record(levels, 0, corpus="corpus-a", corpus_fingerprint=corpus).to_dict() | {"schema_version": 1}
+        del old["evaluation_fingerprint"], old["curves"]
+        tags = {"ablate.record": json.dumps(old), "ablate.chunks": "1", "ablate.schema": "1"}
+        run = store.write_trial(record(levels, 0))
+        for name, value in tags.items():
+            store._client.set_tag(run, name, value)
+    frame = board(home).frame()
+    assert frame["evaluation_fingerprint"].tolist() == ["corpus-a", "corpus-b"]
+    assert frame["rank"].tolist() == [1, 1]
 
 
 def test_speed_is_ranked_only_where_it_was_measured_alone(home: Path) -> None:

@@ -8,10 +8,10 @@ import threading
 from pathlib import Path
 
 import pytest
-from registry_records import record
+from registry_records import design, record
 
 from registry.locks import FileLock, TrialLock, write_whole
-from registry.record import RecordError
+from registry.record import DesignRecord, RecordError, TrialRecord
 from registry.spool import Spool, SpoolWarning
 
 HOLD = """
@@ -168,3 +168,16 @@ def test_what_cannot_be_a_record_is_set_aside(home: Path) -> None:
     with pytest.warns(SpoolWarning):
         assert spool.records() == []
     assert sorted(path.name for path in (spool.folder / "damaged").iterdir()) == ["deep.json", "folder.json"]
+
+
+def test_records_of_the_first_version_are_read_and_of_a_later_one_refused() -> None:
+    trial, plan = record(), design([{"model.attention": "mha"}])
+    old = trial.to_dict() | {"schema_version": 1}
+    del old["evaluation_fingerprint"]
+    assert TrialRecord.from_dict(old).to_dict() == trial.to_dict() | {"evaluation_fingerprint": "corpus-a"}
+    assert DesignRecord.from_dict(plan.to_dict() | {"schema_version": 1}) == plan
+    for kind, data in ((TrialRecord, trial.to_dict()), (DesignRecord, plan.to_dict())):
+        with pytest.raises(RecordError, match="schema_version: 3 is not 2"):
+            kind.from_dict(data | {"schema_version": 3})
+    with pytest.raises(RecordError, match="evaluation_fingerprint"):
+        TrialRecord.from_dict(old | {"schema_version": 2})

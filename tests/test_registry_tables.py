@@ -40,7 +40,7 @@ def leaderboard() -> pd.DataFrame:
             "failed": ["", "", "5 diverged"],
             "device": ["cpu"] * 3,
             "environment_id": ["e1"] * 3,
-            "corpus_fingerprint": ["c1"] * 3,
+            "evaluation_fingerprint": ["v1"] * 3,
             "cell_id": ["x", "y", "z"],
         }
     )
@@ -51,7 +51,7 @@ def leaderboard() -> pd.DataFrame:
 def test_a_leaderboard_fits_a_terminal(leaderboard: pd.DataFrame) -> None:
     lines = text(leaderboard, "table", "a note").splitlines()
     assert max(map(len, lines)) <= 80
-    assert lines[0] == "suite recipe · scale 10m · device cpu · environment e1 · corpus c1"
+    assert lines[0] == "suite recipe · scale 10m · device cpu · environment e1 · evaluation v1"
     assert sum("multi-query" in line for line in lines) == 1
     assert "3.142 ± 0.012" in "\n".join(lines)
     assert lines[-2] == "a note"
