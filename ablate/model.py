@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ablate.recipe import Model, Recipe
 from ablate.variants._attend import Context, context
+from ablate.variants._merged import Merged
 from ablate.variants.optimizer import Group
 
 
@@ -36,7 +37,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.activation = model.activation.build()
         self.gated = model.activation.variant.trait("gated", False)
-        self.up = nn.Linear(model.dim, model.ffn_dim * (2 if self.gated else 1), bias=model.bias)
+        self.up = Merged(model.dim, (model.ffn_dim,) * (2 if self.gated else 1), model.bias)
         self.down = nn.Linear(model.ffn_dim, model.dim, bias=model.bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -148,7 +149,8 @@ class Decoder(nn.Module):
     def groups(self) -> list[Group]:
         """The parameters, grouped by what an optimizer must know of them."""
         embeddings = {id(module.weight) for module in self.modules() if isinstance(module, nn.Embedding)}
-        found: dict[tuple[bool, bool, float], Group] = {}
+        parts = {id(module.weight): module.parts for module in self.modules() if isinstance(module, Merged)}
+        found: dict[tuple[bool, bool, float, tuple[int, ...]], Group] = {}
         for name, parameter in self.named_parameters():
             matrix, embedding = parameter.dim() > 1, id(parameter) in embeddings
             skipped = {"nothing": False, "vectors": not matrix, "vectors_and_embeddings": not matrix or embedding}
@@ -156,6 +158,7 @@ class Decoder(nn.Module):
                 matrix and name.startswith("blocks."),
                 not skipped[self.decay_skips],
                 self.scheme.rate(name, parameter),
+                parts.get(id(parameter), ()),
             )
             found.setdefault(key, Group([], *key)).params.append(parameter)
         return [found[key] for key in sorted(found, reverse=True)]

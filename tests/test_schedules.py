@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 import transformers
@@ -56,7 +58,7 @@ def test_schedules_rise_to_the_peak_and_never_again(variant: Variant, warmup: fl
     values, risen = factors(variant.name, warmup), round(warmup * STEPS)
     assert values[:risen] == pytest.approx([(i + 1) / risen for i in range(risen)])
     after = values[risen - 1 :]
-    assert all(a >= b >= 0 for a, b in zip(after, after[1:], strict=False))
+    assert all(a >= b >= 0 for a, b in itertools.pairwise(after))
 
 
 def test_schedules_end_where_they_say():

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ablate.errors import UserError
 from ablate.variants._attend import Attend, Context
 from ablate.variants._factor import Factor
+from ablate.variants._merged import Merged
 from ablate.variants.norm import RMSNorm
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ class _Grouped(nn.Module):
     def __init__(self, model: Model, n_kv_heads: int) -> None:
         super().__init__()
         self.n_heads, self.n_kv_heads, self.head_dim = model.n_heads, n_kv_heads, model.head_dim
-        self.qkv = nn.Linear(model.dim, (self.n_heads + 2 * n_kv_heads) * self.head_dim, bias=model.bias)
+        widths = (self.n_heads * self.head_dim, n_kv_heads * self.head_dim, n_kv_heads * self.head_dim)
+        self.qkv = Merged(model.dim, widths, model.bias)
         self.q_norm, self.k_norm = model.qk_norm.build(self.head_dim), model.qk_norm.build(self.head_dim)
         self.attend = Attend(model)
         self.out = nn.Linear(self.n_heads * self.head_dim, model.dim, bias=model.bias)
@@ -105,7 +107,7 @@ class MultiHeadLatentAttention(nn.Module):
                 RMSNorm(q_rank, False, eps=1e-6),
                 nn.Linear(q_rank, model.n_heads * query_width, bias=model.bias),
             )
-        self.kv_down = nn.Linear(model.dim, self.kv_rank + self.rotated_dim, bias=model.bias)
+        self.kv_down = Merged(model.dim, (self.kv_rank, self.rotated_dim), model.bias)
         self.kv_norm = RMSNorm(self.kv_rank, False, eps=1e-6)
         self.kv_up = nn.Linear(self.kv_rank, model.n_heads * 2 * self.head_dim, bias=model.bias)
         self.attend = Attend(model, query_width)
