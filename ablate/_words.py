@@ -6,7 +6,7 @@ import functools
 import math
 import re
 import typing
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -97,15 +97,16 @@ def alternatives(path: str) -> tuple[str, ...]:
 @functools.cache
 def words() -> dict[str, Word]:
     """Every field that a suite may set, without choices among variants, whole sections and the seed; shorthands too."""
-    return dict(sorted((dict(_leaves(Recipe, "")) | SHORTHANDS).items(), key=lambda item: item[0].split(".")[:-1]))
-
-
-def _leaves(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, Word]]:
     choices = {factor.field for factor in load_factors().values()}
+    found = dict(_leaves(Recipe, "", choices)) | {path: word for path, word in SHORTHANDS.items() if path not in choices}
+    return dict(sorted(found.items(), key=lambda item: item[0].split(".")[:-1]))
+
+
+def _leaves(section: type[BaseModel], prefix: str, choices: Container[str]) -> Iterator[tuple[str, Word]]:
     for name, info in section.model_fields.items():
         path, kind = prefix + name, info.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from _leaves(kind, path + ".")
+            yield from _leaves(kind, path + ".", choices)
         elif path not in choices and path != "seed":
             given = info.default is PydanticUndefined or _given(SCALES[DEFAULT_SCALE], path)
             shown = BY_SCALE if given else _spell(info.default)

@@ -157,18 +157,27 @@ def show(suite: SuiteArg) -> None:
 
 @app.command()
 def variants(
-    factor: Annotated[str | None, typer.Argument(metavar="FACTOR", help="Only this one, such as attention.")] = None,
+    factor: Annotated[
+        str | None, typer.Argument(metavar="FACTOR", help="Only this one, such as attention, train.z_loss or batch.")
+    ] = None,
 ) -> None:
-    """List the variants of each factor and their options."""
+    """List all that a suite may vary: the variants of each factor with their options, and the plain fields."""
     from ablate import render
+    from ablate._words import words
     from ablate.variants import load_factors
 
     factors = load_factors()
-    if factor is not None and factor not in factors:
-        raise UserError(f"unknown factor {factor!r}{near_miss(factor, factors)}")
-    chosen = [found for name, found in factors.items() if factor in (None, name)]
+    chosen = [one for name, one in factors.items() if factor in (None, name) or _within(one.field, factor)]
+    plain = {path: word for path, word in words().items() if factor is None or _within(path, factor)}
+    if not chosen and not plain:
+        raise UserError(f"unknown factor {factor!r}{near_miss(str(factor), [*factors, *words()])}")
     rows = [[one.field, v.name, v.doc, render.options(v), v.reference] for one in chosen for v in one]
+    rows += [[path, "", word.doc, f"default: {word.default}", word.reference] for path, word in plain.items()]
     render.table(["field", "variant", "what it is", "options", "reference"], rows)
+
+
+def _within(path: str, field: str) -> bool:
+    return path == field or path.startswith(f"{field}.")
 
 
 @app.command()

@@ -146,7 +146,7 @@ def make_plan(
     return Plan(
         design=design, rows=tuple(rows), pending=tuple(r for r in rows if r.trial_id in pending), environment=found,
         environment_id=place, workers=environment.workers(workers, len(pending) or 1), finished_before=finished_before,
-        warnings=tuple(_warnings(rows, ids)),
+        warnings=tuple(_warnings(rows, ids, design.suite.match)),
     )  # fmt: skip
 
 
@@ -254,7 +254,7 @@ def _matmul_rate(threads: int) -> float:
     return 0.25 * 5 * 2 * 512**3 / (time.perf_counter() - begin)
 
 
-def _warnings(rows: list[Row], ids: list[_Identity]) -> list[str]:
+def _warnings(rows: list[Row], ids: list[_Identity], match: str) -> list[str]:
     """What a user should know before spending anything."""
     found = sorted({i.note for i in ids if i.note})
     most = max(rows, key=lambda row: row.epochs)
@@ -267,7 +267,7 @@ def _warnings(rows: list[Row], ids: list[_Identity]) -> list[str]:
             "regularisation acts differently on repeated data than on fresh data"
         )
     fewest, most = min(rows, key=lambda row: row.tokens), max(rows, key=lambda row: row.tokens)
-    if most.tokens > (1 + MATCH_TOLERANCE) * fewest.tokens:
+    if match == "tokens" and most.tokens > (1 + MATCH_TOLERANCE) * fewest.tokens:
         found.append(
             f"cells are not matched in tokens: {fewest.trial.label} trains on {fewest.tokens:,} and {most.trial.label} on {most.tokens:,}"
         )

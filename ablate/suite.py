@@ -102,8 +102,8 @@ def _folder() -> Path:
 def _paths() -> dict[str, Path]:
     """The shipped files by name: those of the folder first, then those of its folders."""
     folder = _folder()
-    found = sorted(folder.rglob("*.yaml"), key=lambda path: (len(path.parts), path))
-    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in found}
+    found = {path.relative_to(folder).with_suffix("").as_posix(): path for path in folder.rglob("*.yaml")}
+    return dict(sorted(found.items(), key=lambda item: (item[0].count("/"), item[0])))
 
 
 def _find(name: str) -> Path:

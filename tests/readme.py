@@ -10,6 +10,7 @@ from pathlib import Path
 from unittest import mock
 
 from ablate import render
+from ablate._words import words
 from ablate.cli import commands, main
 from ablate.suite import load_suite, shipped
 from ablate.variants import load_factors
@@ -40,6 +41,11 @@ def variants() -> str:
     return render.markdown(["field", "variant", "what it is", "options", "reference"], rows)
 
 
+def fields() -> str:
+    rows = [[f"`{path}`", word.doc, word.default, word.reference] for path, word in words().items()]
+    return render.markdown(["field", "what it is", "default", "reference"], rows)
+
+
 def help_of(*argv: str) -> str:
     """What `ablate ARGV --help` prints at a fixed width, without colour."""
     with (
@@ -57,7 +63,7 @@ def help() -> str:
 
 def generate(text: str) -> str:
     """`text` with its generated parts made anew."""
-    makers = {"suites": suites, "variants": variants, "help": help}
+    makers = {"suites": suites, "variants": variants, "fields": fields, "help": help}
     return SECTION.sub(lambda found: found[1] + "\n" + makers[found[2]]() + "\n" + found[3], text)
 
 

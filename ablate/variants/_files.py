@@ -22,7 +22,7 @@ def check_file(path: Path) -> str:
     if path.is_dir():
         raise UserError(f"{path}: is a directory; name the files in it")
     if not path.exists():
-        raise UserError(f"{path}: no such file")
+        raise UserError(f"{path}: no such file; name another with --set data.source='{{files: {{paths: FILE}}}}'")
     kind = FORMATS.get(Path(path.name.removesuffix(".gz")).suffix)
     if kind is None:
         raise UserError(f"{path}: unknown format; known: {', '.join(FORMATS)}, also with .gz")
