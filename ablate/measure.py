@@ -144,21 +144,18 @@ class StepMemory:
     A context around one step, which shows its gradients to `watch`. Every storage that comes to be or goes is recorded, with the
     device's allocator on a GPU (so that compiled code is seen too), with the dispatcher's results elsewhere. A storage counts from its
     first moment as what it becomes: a gradient that is being computed is one. Masters of rounded parameters are optimizer state;
-    activations are all that a step allocates for itself, workspace and copies in lower precision included.
-
-    `aside` (the corpus, where it lies on the device) is not counted.
+    activations are all that a step allocates for itself, workspace and copies in lower precision included. What else lay on the
+    device before (the corpus) is not counted.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, aside: Tensor | None = None) -> None:
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
-        self.aside = 0 if aside is None else aside.nbytes
         device = next(model.parameters()).device
         self._recorder = _Allocator(device) if device.type == "cuda" else _Storages()
         held = [*model.parameters(), *model.buffers()]
         self._kinds = dict.fromkeys(self._recorder.hold(held), "parameters")
         for key in self._recorder.hold(self._state()):
             self._kinds.setdefault(key, "optimizer_state")
-        self._peak: int | None = None
 
     def __enter__(self) -> StepMemory:
         self._recorder.__enter__()
@@ -166,7 +163,6 @@ class StepMemory:
 
     def __exit__(self, *error: Any) -> None:
         self._mark("optimizer_state", self._state())
-        self._peak = self._recorder.peak()
         self._recorder.__exit__(*error)
 
     def watch(self, parameters: Iterable[Tensor]) -> None:
@@ -192,8 +188,7 @@ class StepMemory:
         parts = dict.fromkeys(("parameters", "gradients", "optimizer_state", "activations"), 0)
         for key, size in self._recorder.events[:moment]:
             parts[self._kinds.get(key, "activations")] += size
-        peak = most if self._peak is None else self._peak - self.aside
-        return {"peak_memory_gib": peak / 2**30} | {f"{kind}_gib": size / 2**30 for kind, size in parts.items()}
+        return {"peak_memory_gib": (self._recorder.peak or most) / 2**30} | {f"{kind}_gib": size / 2**30 for kind, size in parts.items()}
 
 
 class _Storages(TorchDispatchMode):
@@ -201,6 +196,8 @@ class _Storages(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
+        self.peak: int | None = None
+        """In bytes, where the device counts for itself."""
         self.events: list[tuple[int, int]] = []
         """(storage, bytes) in order, the bytes negative where a storage goes."""
         self._keys: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
@@ -212,9 +209,6 @@ class _Storages(TorchDispatchMode):
 
     def keys(self, tensors: Iterable[Tensor]) -> list[int]:
         return self.hold(tensors)
-
-    def peak(self) -> None:
-        """No count but that of the events."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         inputs = {id(tensor.untyped_storage()) for tensor in _tensors(args)}
@@ -239,18 +233,19 @@ class _Allocator:
 
     def __init__(self, device: torch.device) -> None:
         self.device = torch.device("cuda", device.index if device.index is not None else torch.cuda.current_device())
-        self._held: dict[int, int] = {}
+        self.peak: int | None = None
         self.events: list[tuple[int, int]] = []
+        self._held: dict[int, int] = {}
 
     def __enter__(self) -> None:
+        torch._C._cuda_clearCublasWorkspaces()  # so that a step shows that it needs one
+        self._before = torch.cuda.memory_allocated(self.device) - sum(size for _, size in self.events)
         torch.cuda.reset_peak_memory_stats(self.device)
         torch.cuda.memory._record_memory_history(context=None, clear_history=True)
 
     def __exit__(self, *error: Any) -> None:
         torch.cuda.memory._record_memory_history(enabled=None)
-
-    def peak(self) -> int:
-        return torch.cuda.max_memory_allocated(self.device)
+        self.peak = torch.cuda.max_memory_allocated(self.device) - self._before
 
     def hold(self, tensors: Iterable[Tensor]) -> list[int]:
         """Record the storages of tensors that are there already."""

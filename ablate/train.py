@@ -152,7 +152,7 @@ class _Run:
         factor = self.factors[self.done]
         # a step after the first update meets every tensor of a step, the optimizer's state included
         if not self.memory and (self.step.optimizer.state or self.done == self.steps - 1):
-            with measure.StepMemory(self.model, self.step.optimizer, aside=self.tokens) as memory:
+            with measure.StepMemory(self.model, self.step.optimizer) as memory:
                 loss, norm = self.step(windows, factor, memory.watch)
             self.memory = memory.metrics()
         else:

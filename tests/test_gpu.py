@@ -1,12 +1,19 @@
-"""What only a GPU shows: the compiled step, device-side timing and memory, and bitwise determinism there."""
+"""What only a GPU shows: the compiled step, FlexAttention, device-side timing and memory, and bitwise determinism there."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from attending import HEADS, SCORES, SEPARATOR, attention_of, forms, random_tokens, tiny_with
 from tiny import ArrayCorpus, tiny
+from torch.nn.attention.flex_attention import BlockMask
 
+from ablate.model import build
+from ablate.step import Step
 from ablate.train import train
+from ablate.variants._attend import context
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 SIZES = {"model__dim": 128, "model__n_heads": 2, "data__seq_len": 64, "train__steps": 80, "train__precision": "bf16"}
@@ -17,8 +24,31 @@ def test_a_compiled_trial_measures_speed_and_memory_on_the_device():
     m = result.metrics
     assert (result.status, result.step_mode) == ("finished", "compiled")
     assert m["tokens_per_second"] > 0 and m["mfu"] > 0
+
+
+MEMORY = {
+    "model__dim": 256, "model__n_layers": 4, "data__seq_len": 256, "batch__sequences": 32, "batch__micro_sequences": 16, "train__steps": 4,
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:TensorFloat32")
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize(
+    "overrides",
+    [{}, {"train__precision": "bf16"}, {"train__precision": "bf16_params", "train__checkpointing": "full", "train__loss_chunks": 4}],
+    ids=str,
+)
+def test_the_parts_of_memory_add_up_to_the_allocators_peak(overrides: dict, compiled: bool):
+    with torch.compiler.set_stance("default" if compiled else "force_eager"):
+        result = train(tiny(**MEMORY | overrides), corpus=ArrayCorpus(), device="cuda")
+    m = result.metrics
+    print(result.step_mode, {name: round(1024 * value, 2) for name, value in m.items() if name.endswith("_gib")})
     parts = ("parameters_gib", "gradients_gib", "optimizer_state_gib", "activations_gib")
-    assert sum(m[p] for p in parts) == pytest.approx(m["peak_memory_gib"])
+    assert sum(m[p] for p in parts) == pytest.approx(m["peak_memory_gib"], rel=0.05)
+    # the second of two micro-batches makes the peak, and finds the gradients of the first
+    width, copies = (2, 3) if "bf16_params" in overrides.values() else (4, 2)
+    assert m["gradients_gib"] == pytest.approx(width * m["parameters"] / 2**30, rel=0.05)
+    assert m["optimizer_state_gib"] == pytest.approx(4 * copies * m["parameters"] / 2**30, rel=0.05)
 
 
 def test_the_deterministic_mode_is_bitwise():
@@ -40,3 +70,46 @@ def test_every_trial_of_a_process_is_compiled():
         for s in range(10)
     }
     assert modes == {"compiled"}
+
+
+@pytest.mark.parametrize("scores", SCORES, ids=str)
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+def test_flexattention_equals_a_dense_mask_forward_and_backward(heads: Any, scores: dict[str, Any]):
+    """Over a length that is no multiple of its blocks, in fp32."""
+    recipe = tiny_with(heads, scores, model__dim=128, data__seq_len=200)
+    attention, position = attention_of(recipe, "cuda")
+    tokens = random_tokens(recipe, "cuda")
+    separator = SEPARATOR if recipe.data.document_masking else None
+    x = torch.randn(2, 200, 128, device="cuda", requires_grad=True)
+    upstream = torch.randn(2, 200, 128, device="cuda")
+    flex, dense = forms(recipe, position, tokens)
+    taken = context(recipe.model, position, tokens, separator)
+    assert scores == SCORES[0] or isinstance(taken.mask, BlockMask)
+
+    torch.compiler.reset()
+    inputs = [x, *attention.parameters()]
+    found = []
+    for attend, seen in ((torch.compile(attention, fullgraph=True), flex), (attention, dense)):
+        y = attend(x, seen)
+        found.append([y, *torch.autograd.grad(y, inputs, upstream)])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
+
+
+@pytest.mark.filterwarnings("ignore:TensorFloat32")
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "bf16_params"])
+@pytest.mark.parametrize("heads", ["gqa", "mla"])
+def test_a_compiled_step_with_everything_at_once_has_the_gradients_of_the_cpu(
+    heads: str, precision: str, checkpointing: str
+):
+    changes = {"train__precision": precision, "train__checkpointing": checkpointing}
+    recipe = tiny_with(heads, SCORES[-1], model__dim=128, data__seq_len=96, **changes)
+    windows = torch.randint(200, 257, (8, 97))
+    norms = {}
+    for device in ("cpu", "cuda"):
+        step = Step(recipe, build(recipe, device), compile=device == "cuda")
+        loss, norms[device] = step(windows.to(device), 1.0)
+        assert step.mode == ("compiled" if device == "cuda" else "eager")
+        norms[device] = torch.stack((loss, norms[device])).cpu()
+    torch.testing.assert_close(*norms.values(), rtol=1e-4 if precision == "fp32" else 0.03, atol=0)
