@@ -173,6 +173,91 @@ def test_a_long_text_gives_the_tokens_that_it_gives_in_one_go(monkeypatch: pytes
     assert np.array_equal(encode(encoder, [text]), whole)
 
 
+# Other sources for validation
+
+
+def other(path: Path, n: int = 300, first: int = 1000) -> dict[str, Any]:
+    return jsonl(path, [document(i).upper() for i in range(first, first + n)])
+
+
+def test_the_slice_is_of_the_validation_sources_and_no_text_of_it_is_trained_on(tmp_path: Path) -> None:
+    texts = [document(i) for i in range(300)]
+    plain, upper = jsonl(tmp_path / "a.jsonl", texts), other(tmp_path / "b.jsonl")
+    alone = prepare(make(upper), tmp_path)
+    corpus = prepare(make(plain, validation=[upper]), tmp_path)
+    assert held_out_text(corpus) == held_out_text(alone)
+    assert np.array_equal(corpus.validation(16, 20).tokens, alone.validation(16, 20).tokens)
+    assert training_text(corpus) == training_text(prepare(make(plain), tmp_path))
+    theirs = [document(i).upper() for i in range(1000, 1300)]
+    held_out = [text for text in theirs if text in held_out_text(alone)]
+    copied = jsonl(tmp_path / "c.jsonl", [*texts, *theirs])
+    copied["files"]["validation_paths"] = jsonl(tmp_path / "d.jsonl", texts[:10])["files"]["paths"]
+    found = training_text(prepare(make(copied, validation=[upper]), tmp_path))
+    assert held_out
+    assert [text for text in texts + theirs if text not in found] == texts[:10] + held_out
+
+
+def test_validation_sources_are_shared_out_by_their_own_weights(tmp_path: Path) -> None:
+    plain, upper = jsonl(tmp_path / "a.jsonl", [document(i) for i in range(300)]), other(tmp_path / "b.jsonl")
+    data = make(plain, validation=[{"source": upper, "weight": 3.0}, {"source": plain, "weight": 1.0}])
+    rows = prepare(data, tmp_path).validation(16, 40).tokens
+    assert sum(bytes(row[row != 256].tolist()).decode().isupper() for row in rows) == 30
+
+
+def test_too_little_to_validate_on_is_refused(tmp_path: Path) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text("abc def ghi " * 8)
+    data = make(SYNTHETIC, validation=[{"files": {"paths": str(short)}}])
+    for call in (peek, prepare):
+        with pytest.raises(UserError, match=r"short.txt: too little text held out"):
+            call(data, tmp_path / "cache")
+
+
+# What compares
+
+
+def test_arms_compare_where_the_slice_and_the_tokenizer_are_the_same(tmp_path: Path) -> None:
+    a, b = jsonl(tmp_path / "a.jsonl", [document(i) for i in range(300)]), other(tmp_path / "b.jsonl")
+    bpe = {"bpe": {"vocab_size": 300}}
+    same = [
+        make(a, validation=[b]), make(b, validation=[b]), make(a, b, validation=[b]), make(b),
+        make({"source": a, "weight": 9.0}, b, validation=[{"source": b, "weight": 5.0}]),
+        make(b, curation="deduplicated"), make(b, seq_len=8, unique_sequences=5, document_masking=True),
+    ]  # fmt: skip
+    assert len({peek(data, tmp_path).evaluation_fingerprint for data in same}) == 1
+    assert len({peek(data, tmp_path).fingerprint for data in same}) == 5
+    apart = [
+        make(a), make(b), make(a, b), make(a, {"source": b, "weight": 2.0}), make(b, tokenizer=bpe),
+        make(b, tokenizer={"bpe": {"vocab_size": 301}}), make(b, validation=[a, b]),
+        make(a, validation=[a, {"source": b, "weight": 3.0}]),
+    ]  # fmt: skip
+    found = [peek(data, tmp_path).evaluation_fingerprint for data in apart]
+    assert len(set(found)) == 7
+    assert found[2] == found[6]
+
+
+def test_arms_that_compare_share_a_trained_tokenizer(tmp_path: Path) -> None:
+    """Though they are trained on other sources, one of which holds out what the others train on."""
+    tokenizer = {"bpe": {"vocab_size": 400}}
+    plain, upper = jsonl(tmp_path / "a.jsonl", [document(i) for i in range(300)]), other(tmp_path / "b.jsonl")
+    both = {"files": {"paths": plain["files"]["paths"], "validation_paths": upper["files"]["paths"]}}
+    arms = [make(*some, validation=[upper], tokenizer=tokenizer) for some in ([plain], [upper], [plain, upper], [both])]
+    slices = [prepare(data, tmp_path).held_out[0].tokens for data in arms]
+    assert all(np.array_equal(slices[0], tokens) for tokens in slices)
+    assert not np.array_equal(slices[0], prepare(make(plain, tokenizer=tokenizer), tmp_path).held_out[0].tokens)
+
+
+def test_sources_are_mixed_in_the_asked_proportions(tmp_path: Path) -> None:
+    plain, upper = jsonl(tmp_path / "a.jsonl", [document(i) for i in range(900)]), other(tmp_path / "b.jsonl")
+    for weight in (0.05, 0.5, 0.9):
+        mix = [{"source": plain, "weight": 1.0 - weight}, {"source": upper, "weight": weight}]
+        corpus = prepare(make(*mix, validation=[plain]), tmp_path)
+        for seed, count in ((0, 3000), (1, 20_000)):
+            rows = corpus.tokens[corpus.order(seed, 16, count)[:, None] + np.arange(17)]
+            is_upper = (((rows >= 65) & (rows <= 90)).sum(1) > ((rows >= 97) & (rows <= 122)).sum(1)).sum()
+            assert abs(is_upper - weight * count) < 4.5 * math.sqrt(count * weight * (1 - weight))
+
+
 # Identity
 
 
@@ -183,6 +268,8 @@ def test_the_fingerprint_is_of_content_and_not_of_place_or_length(tmp_path: Path
     assert len(name) == 16
     assert fingerprint(make(there, seq_len=99), tmp_path / "other") == name
     assert fingerprint(make({"source": here, "weight": 7.0}), tmp_path) == name
+    assert fingerprint(make(here, validation=[there]), tmp_path) == name
+    assert fingerprint(make(here, unique_sequences=3, document_masking=True), tmp_path) == name
 
 
 def test_whatever_changes_the_tokens_or_their_order_changes_the_fingerprint(tmp_path: Path) -> None:
@@ -191,7 +278,10 @@ def test_whatever_changes_the_tokens_or_their_order_changes_the_fingerprint(tmp_
     variations = [
         make(a), make(b), make(a, b), make(b, a), make({"source": a, "weight": 2.0}, b),
         make(a, tokenizer="characters"), make(a, tokenizer={"characters": {"vocab_size": 30}}), make(SYNTHETIC),
-        make({"synthetic": {"size": 200_000, "seed": 1}}),
+        make({"synthetic": {"size": 200_000, "seed": 1}}), make(a, validation=[b]), make(b, validation=[a]),
+        make(a, validation=[a, b]), make(a, validation=[a, {"source": b, "weight": 2.0}]),
+        make(a, curation="deduplicated"), make(a, curation="quality"),
+        make(a, curation={"quality": {"min_stop_words": 1}}),
     ]  # fmt: skip
     assert len({fingerprint(data, tmp_path) for data in variations}) == len(variations)
 
@@ -453,7 +543,7 @@ def test_fewer_repeated_sequences_are_among_more() -> None:
         assert np.array_equal(stream[:unique], fresh[:unique])
         assert set(stream.tolist()) == set(fresh[:unique].tolist())
         assert np.array_equal(corpus.order(5, 10, 33, unique), stream[:33])
-    assert not set(corpus.order(6, 10, 40, 20).tolist()) == set(fresh[:20].tolist())
+    assert set(corpus.order(6, 10, 40, 20).tolist()) != set(fresh[:20].tolist())
 
 
 def test_repeated_sequences_are_drawn_by_weight() -> None:
@@ -464,16 +554,14 @@ def test_repeated_sequences_are_drawn_by_weight() -> None:
 
 def test_more_unique_sequences_than_there_are_are_refused(tmp_path: Path) -> None:
     assert len(set(toy(1001).order(0, 10, 200, unique=100).tolist())) == 100
-    with pytest.raises(
-        UserError, match="data.unique_sequences: 100 training sequences of 10 tokens are too few for 101"
-    ):
+    with pytest.raises(UserError, match="100 training sequences of 10 tokens are too few for 101"):
         toy(1001).order(0, 10, 200, unique=101)
     with pytest.raises(UserError, match="100 training sequences of 10 tokens from source 1 are too few"):
         toy(10_001, 1001, weights=[1.0, 1.0]).order(0, 10, 200, unique=300)
     source = jsonl(tmp_path / "a.jsonl", [document(i) for i in range(300)])
     assert not peek(make(source, unique_sequences=10**6), tmp_path / "cache").exact
     for call in (prepare, peek):
-        with pytest.raises(UserError, match="data.unique_sequences: .* are too few for 1000000"):
+        with pytest.raises(UserError, match=r"data.unique_sequences: .* are too few for 1000000"):
             call(make(source, unique_sequences=10**6), tmp_path / "cache")
 
 

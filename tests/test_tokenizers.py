@@ -61,6 +61,10 @@ def test_decoding_gives_the_text_back(tokenizer: Tokenizer) -> None:
     assert [encoder.decode(ids.tolist()) for ids in encoder.encode([TEXT, "x", "café 🙂"])] == [TEXT, "x", "café 🙂"]
 
 
+def test_the_separator_is_known_before_training(tokenizer: Tokenizer) -> None:
+    assert tokenizer.separator == tokenizer.train([TEXT]).separator == tokenizer.train([]).separator
+
+
 def test_tokens_end_where_their_text_ends(tokenizer: Tokenizer) -> None:
     encoder = tokenizer.train([TEXT])
     ((ids, ends),) = encoder.encode_with_ends([TEXT])
