@@ -40,7 +40,8 @@ def test_matrices_have_the_stated_spread(init, matrix: float, residual: float):
 
 def test_mup_at_its_base_is_gpt2():
     gpt2, mup = (
-        train(tiny(model__init=init), corpus=ArrayCorpus(), device="cpu") for init in ("gpt2", {"mup": {"base_dim": 32}})
+        train(tiny(model__init=init), corpus=ArrayCorpus(), device="cpu")
+        for init in ("gpt2", {"mup": {"base_dim": 32, "base_head_dim": 8}})
     )
     assert gpt2.curves == mup.curves
 
@@ -61,7 +62,7 @@ def movement(init, dim: int) -> float:
 
 def test_with_mup_a_step_moves_the_logits_as_far_at_every_width():
     """The coordinate check of arXiv:2203.03466, appendix D.1; without muP the same rate moves a wider model further."""
-    mup = [movement({"mup": {"base_dim": 32}}, dim) for dim in (32, 128, 512)]
+    mup = [movement({"mup": {"base_dim": 32, "base_head_dim": None}}, dim) for dim in (32, 128, 512)]
     plain = [movement("gpt2", dim) for dim in (32, 128, 512)]
     assert max(mup) / min(mup) < 1.6, mup
     assert plain[2] / plain[0] > 2.5, plain
@@ -69,7 +70,7 @@ def test_with_mup_a_step_moves_the_logits_as_far_at_every_width():
 
 def test_heads_that_grow_with_the_model_are_scaled_from_the_base():
     grown = build(tiny(model__init={"mup": {"base_dim": 32, "base_head_dim": 4}}), "cpu").scheme
-    kept = build(tiny(model__init={"mup": {"base_dim": 32}}), "cpu").scheme
+    kept = build(tiny(model__init={"mup": {"base_dim": 32, "base_head_dim": None}}), "cpu").scheme
     assert grown.attention_scale == pytest.approx(2 / 8) and kept.attention_scale == pytest.approx(8**-0.5)
 
 

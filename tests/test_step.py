@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from tiny import ArrayCorpus, tiny
 from torch.utils.flop_counter import FlopCounterMode
 
-from ablate.measure import TensorMemory
+from ablate.measure import _Storages
 from ablate.model import build
 from ablate.step import Step
 from ablate.train import train
@@ -71,9 +71,9 @@ def test_checkpointing_changes_no_gradient_with_dropout_on(checkpointing: str):
 def kept_bytes(**overrides) -> int:
     """Bytes that are alive after the forward pass and were not before."""
     step = step_of(model__dim=64, data__seq_len=64, **overrides)
-    with TensorMemory() as memory:
+    with _Storages() as storages:
         kept = step.losses(torch.zeros(8, 65, dtype=torch.long))
-        live = memory.live
+        live = sum(size for _, size in storages.events)
     assert kept
     return live
 
@@ -104,7 +104,11 @@ def test_loss_chunks_change_the_memory_and_not_the_gradient(chunks: int):
 
 def test_a_bf16_model_is_updated_through_fp32_copies():
     """One step of 1e-5 is below the resolution of bf16 for most weights; a hundred of them are not lost."""
-    options = {"lr_schedule": "constant", "train__warmup": 0.0, "optimizer": {"adamw": {"lr": 1e-5, "weight_decay": 0.0}}}
+    options = {
+        "lr_schedule": "constant",
+        "train__warmup": 0.0,
+        "optimizer": {"adamw": {"lr": 1e-5, "weight_decay": 0.0}},
+    }
     step = step_of(train__precision="bf16_params", **options)
     assert {p.dtype for p in step.model.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in step.updated} == {torch.float32}

@@ -13,7 +13,7 @@ from ablate.spec import Spec
 SIZES: dict[str, Any] = {
     "model.dim": 32, "model.n_layers": 2, "model.n_heads": 4, "data.tokenizer": "bytes", "data.seq_len": 16,
     "model.activation": "gelu", "model.norm": "layernorm", "model.position": "learned", "optimizer.lr": 3e-3,
-    "train.warmup": 0.02, "train.steps": 12, "batch.sequences": 8, "batch.micro_limit": 8, "evaluation.sequences": 8,
+    "train.warmup": 0.1, "train.steps": 12, "batch.sequences": 8, "batch.micro_limit": 8, "evaluation.sequences": 8,
     "evaluation.points": 3,
 }  # fmt: skip
 
