@@ -14,19 +14,18 @@ from ablate.recipe import Recipe
 from ablate.variants._attend import Context, block_mask, dense_mask
 
 SEPARATOR = 3
-LATENT = {"mla": {"kv_rank": 24, "rope_dim": 6, "q_rank": 20}}
-HEADS: list[Any] = ["gqa", LATENT, *(pytest.param(name, marks=pytest.mark.slow) for name in ("mha", "mqa", "mla"))]
+HEADS: list[Any] = ["mha", "gqa", "mqa", "mla", {"mla": {"kv_rank": 24, "rope_dim": 6, "q_rank": 20}}]
 SCORES: list[dict[str, Any]] = [
     {"model__window": window, "model__position": position, "model__attention_soft_cap": cap, "data__document_masking": documents}
     for window, position, cap, documents in itertools.product(
         ["full", {"sliding": {"size": 5}}], ["rope", "alibi"], [None, 0.5], [False, True]
     )
 ]  # fmt: skip
-
-
-def label(values: Any) -> str:
-    """A test's name for a level or a mapping of levels."""
-    return "-".join(map(str, values.values())) if isinstance(values, dict) else str(values)
+COMBINATIONS = [
+    pytest.param(heads, scores, marks=() if heads == "gqa" or scores == SCORES[-1] else pytest.mark.slow)
+    for heads, scores in itertools.product(HEADS, SCORES)
+]
+"""Heads and scores; by default, grouped heads with everything and all heads with everything at once."""
 
 
 def attention_of(recipe: Recipe, device: str = "cpu") -> tuple[nn.Module, nn.Module]:

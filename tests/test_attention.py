@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from attending import HEADS, SCORES, SEPARATOR, attention_of, forms, label, random_tokens, tiny_with
+from attending import COMBINATIONS, SCORES, SEPARATOR, attention_of, forms, random_tokens, tiny_with
 from tiny import tiny
 from torch import Tensor, nn
 
@@ -38,9 +38,7 @@ def causal(length: int, window: int | None = None) -> Tensor:
 
 
 class TestReferences:
-    @pytest.mark.parametrize(
-        ("heads", "kv_heads"), [("mha", 4), ({"gqa": {"n_kv_heads": 2}}, 2), ("mqa", 1)], ids=label
-    )
+    @pytest.mark.parametrize(("heads", "kv_heads"), [("mha", 4), ({"gqa": {"n_kv_heads": 2}}, 2), ("mqa", 1)], ids=str)
     def test_shared_heads_equal_llamas(self, heads: Any, kv_heads: int):
         from transformers import LlamaConfig
         from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
@@ -211,8 +209,7 @@ class TestReferences:
         )
 
 
-@pytest.mark.parametrize("scores", SCORES, ids=label)
-@pytest.mark.parametrize("heads", HEADS, ids=label)
+@pytest.mark.parametrize(("heads", "scores"), COMBINATIONS, ids=str)
 def test_flexattention_and_dense_masks_are_equal(heads: Any, scores: dict[str, Any]):
     """Forward, on the CPU; what the context takes there is the dense one, or the plain one, which equals both."""
     recipe = tiny_with(heads, scores)
@@ -238,8 +235,7 @@ def test_plain_causal_attention_needs_no_mask():
         assert context(other.model, position, random_tokens(other), separator).mask is not None
 
 
-@pytest.mark.parametrize("scores", SCORES, ids=label)
-@pytest.mark.parametrize("heads", HEADS, ids=label)
+@pytest.mark.parametrize(("heads", "scores"), COMBINATIONS, ids=str)
 def test_a_token_is_seen_where_it_should_be_and_nowhere_else(heads: Any, scores: dict[str, Any]):
     """By gradient: of each output of a layer with respect to each input, exactly 0 where nothing may be seen."""
     recipe = tiny_with(heads, scores)
@@ -280,7 +276,7 @@ def test_a_masked_document_has_no_gradient_from_a_later_one(position: str, maske
 
 
 @pytest.mark.parametrize("cap", [None, 2.0])
-@pytest.mark.parametrize("window", ["full", {"sliding": {"size": 5}}], ids=label)
+@pytest.mark.parametrize("window", ["full", {"sliding": {"size": 5}}], ids=str)
 def test_dropout_of_the_weights_keeps_their_mean_and_ends_with_training(window: Any, cap: float | None):
     recipe = tiny(model__dropout__attention_weights=0.5, model__window=window, model__attention_soft_cap=cap)
     attention, position = attention_of(recipe)
@@ -295,8 +291,7 @@ def test_dropout_of_the_weights_keeps_their_mean_and_ends_with_training(window: 
     assert error.max() < 5
 
 
-@pytest.mark.parametrize("scores", SCORES, ids=label)
-@pytest.mark.parametrize("heads", HEADS, ids=label)
+@pytest.mark.parametrize(("heads", "scores"), COMBINATIONS, ids=str)
 def test_a_step_has_no_graph_break(heads: Any, scores: dict[str, Any]):
     model = build(tiny_with(heads, scores, model__n_layers=1), "cpu")
     torch.compiler.reset()

@@ -35,14 +35,17 @@ MEMORY = {
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize(
     "overrides",
-    [{}, {"train__precision": "bf16"}, {"train__precision": "bf16_params", "train__checkpointing": "full", "train__loss_chunks": 4}],
+    [
+        {},
+        {"train__precision": "bf16"},
+        {"train__precision": "bf16_params", "train__checkpointing": "full", "train__loss_chunks": 4},
+    ],
     ids=str,
 )
 def test_the_parts_of_memory_add_up_to_the_allocators_peak(overrides: dict, compiled: bool):
     with torch.compiler.set_stance("default" if compiled else "force_eager"):
         result = train(tiny(**MEMORY | overrides), corpus=ArrayCorpus(), device="cuda")
     m = result.metrics
-    print(result.step_mode, {name: round(1024 * value, 2) for name, value in m.items() if name.endswith("_gib")})
     parts = ("parameters_gib", "gradients_gib", "optimizer_state_gib", "activations_gib")
     assert sum(m[p] for p in parts) == pytest.approx(m["peak_memory_gib"], rel=0.05)
     # the second of two micro-batches makes the peak, and finds the gradients of the first
