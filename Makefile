@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test fire lint format docs clean
+.PHONY: quickstart test fire lint format docs golden clean
 
 quickstart: .venv/train ## Run the quickstart suite and print its leaderboard
 	$(BIN)/ablate run quickstart
@@ -27,6 +27,9 @@ format: .venv/dev ## Put the code into the project's format
 
 docs: .venv/dev ## Write the generated tables of the README
 	$(BIN)/python tests/readme.py
+
+golden: .venv/dev ## Keep this platform's losses of every variant, after a change that should change them
+	$(BIN)/python tests/golden.py
 
 clean: ## Remove .venv and what the tools leave behind
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
