@@ -100,9 +100,7 @@ def _object(properties: dict[str, Any]) -> dict[str, Any]:
 def _field_schemas() -> dict[str, dict[str, Any]]:
     factors = {factor.field: factor for factor in load_factors().values()}
     found = dict(_section(Recipe, "", factors))
-    for short, word in SHORTHANDS.items():
-        value = _choice(factors[short]) if short in factors else {"anyOf": [NUMBER, TIMES]}
-        found[short] = value | {"description": word.doc}
+    found |= {short: _shorthand(short, factors) for short in SHORTHANDS}
     for field, factor in factors.items():
         for variant in factor:
             for option, schema in _options(variant).items():
@@ -125,7 +123,8 @@ def _section(
             yield path, {"type": "array", "minItems": 1, "items": {"anyOf": [weighted, source]}}
         elif isinstance(kind, type) and issubclass(kind, BaseModel):
             inner = dict(_section(kind, path + ".", factors))
-            group = _object({field.removeprefix(path + "."): schema for field, schema in inner.items()})
+            short = {field: _shorthand(field, factors) for field in SHORTHANDS if field.startswith(path + ".")}
+            group = _object({field.removeprefix(path + "."): schema for field, schema in (inner | short).items()})
             yield path, {"anyOf": [group, PROBABILITY]} if kind is Dropout else group
             yield from inner.items()
         else:
@@ -136,6 +135,11 @@ def _section(
                 (schema if words()[path].number is None else {"anyOf": [schema, TIMES]})
                 | {"description": words()[path].doc},
             )
+
+
+def _shorthand(field: str, factors: Mapping[str, Factor]) -> dict[str, Any]:
+    value = _choice(factors[field]) if field in factors else {"anyOf": [NUMBER, TIMES]}
+    return value | {"description": SHORTHANDS[field].doc}
 
 
 def _choice(factor: Factor) -> dict[str, Any]:

@@ -113,7 +113,49 @@ def test_suites_and_show(ablate) -> None:
 def test_variants_of_one_factor(ablate) -> None:
     code, out, _ = ablate("variants", "norm")
     assert code == 0
-    assert {line.split()[1] for line in out.splitlines()[2:]} == {"layernorm", "rmsnorm"}
+    assert {line.split()[1] for line in out.splitlines()[2:]} == {"layernorm", "rmsnorm", "dyt", "none"}
+
+
+def test_variants_lists_plain_fields_and_what_stands_for_them(ablate) -> None:
+    code, out, _ = ablate("variants", "batch")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()[2:]] == [
+        "batch.sequences", "batch.micro_sequences", "batch.tokens", "batch.micro_limit", "batch.accumulation"
+    ]  # fmt: skip
+    (line,) = ablate("variants", "train.z_loss")[1].splitlines()[2:]
+    assert "squared log of the softmax's normalizer" in line and "default: 0.0" in line and "arXiv:2204.02311" in line
+
+
+def test_everything_that_varies_has_a_reference_and_says_what_it_is(ablate) -> None:
+    from ablate._words import words
+    from ablate.variants import load_factors
+
+    out = ablate("variants")[1]
+    for variant in (variant for factor in load_factors().values() for variant in factor):
+        assert variant.reference and variant.doc and variant.doc in out, f"{variant.factor} {variant.name}"
+    for path, word in words().items():
+        assert word.reference and word.doc and word.doc in out, path
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("factors:\n  lr_schedule: [constant, cosine]\n  optimizer: [adamw, schedule_free]\n",
+         "x.yaml:3: factors.lr_schedule[1]: lr_schedule cosine with optimizer schedule_free is impossible: optimizer: "),
+        ("base: {optimizer: muon}\nfactors:\n  model.norm: [layernorm, rmsnorm]\n  model.init:\n  - gpt2\n  - mup\n",
+         "x.yaml:7: factors.model.init[1]: "),
+        ("base:\n  optimizer: schedule_free\n  lr_schedule: linear\n", "x.yaml:3: base."),
+    ],
+    ids=["two factors", "base and factor", "base alone"],
+)  # fmt: skip
+def test_plan_refuses_what_cannot_go_together_with_line_and_reason(
+    text: str, says: str, refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("x.yaml").write_text("name: x\n" + text)
+    line = refused("plan", "x.yaml")
+    assert says in line
+    assert "schedule" in line or "mup" in line
 
 
 def test_schema_is_a_json_schema(ablate) -> None:

@@ -15,9 +15,6 @@ from ruamel.yaml import YAML
 
 from ablate import design, suite
 from ablate._yaml import MAX_BYTES, SuiteError, read
-from ablate.presets import SCALES
-
-SHIPPED = ["activation", "attention", "batch-size", "dropout", "norm", "optimizer", "quickstart", "recipe"]
 
 FULL = """\
 name: mine
@@ -154,32 +151,55 @@ def test_shipped_names_and_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         suite.load_suite("../"[:2] + "\0" + "x" * 5000)
 
 
+def test_a_name_may_have_a_slash_and_is_then_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = suite.load_suite("reference/shakespeare-char")
+    assert found.name == "reference/shakespeare-char"
+    assert found.base_dir.name == "reference"
+    with pytest.raises(SuiteError, match="no suite is called 'refrence/x'"):
+        suite.load_suite("refrence/x")
+    with pytest.raises(SuiteError, match=r"^./reference/x: no such file$"):
+        suite.load_suite("./reference/x")
+    assert [suite.is_path(text) for text in ("a/b.yaml", "./a", "a/b/c", "A/b", "a/b", "a")] == [True] * 4 + [False] * 2
+
+
+def test_a_suite_without_factors_has_one_cell(load) -> None:
+    found = load("name: x\nbase: {train.steps: 3}\nseeds: 2\n")
+    expanded = design.expand(found)
+    assert (found.factors, found.baseline, found.contrasts) == ({}, {}, ())
+    assert [(cell.levels, cell.label) for cell in expanded.cells] == [({}, "base")]
+    assert [trial.recipe.train.steps for trial in expanded.trials] == [3, 3]
+
+
+def test_multiples_are_of_what_base_and_scale_say(load) -> None:
+    found = load(
+        "name: x\nbase: {optimizer.lr: 1e-3, batch.tokens: x2, data.tokenizer: {bpe: {vocab_size: x2}}}\n"
+        "factors: {optimizer.lr: [x1, x0.3], model.activation: [gelu, {swiglu: {beta: x2}}]}\n"
+    )
+    trials = design.expand(found, seeds=1).trials
+    assert [trial.recipe.optimizer.options["lr"] for trial in trials] == [1e-3, 1e-3, 3e-4, 3e-4]
+    assert [trial.recipe.model.activation.options.get("beta") for trial in trials] == [None, 2.0, None, 2.0]
+    assert {(trial.recipe.batch.sequences, trial.recipe.model.vocab_size) for trial in trials} == {(8, 2048)}
+    assert trials[3].label == "swiglu + lr=x0.3"
+    assert {trial.recipe.batch.sequences for trial in design.expand(found, scale="10m", seeds=1).trials} == {64}
+
+
+def test_mixtures_are_named_by_their_weights(load) -> None:
+    found = load(
+        "name: x\nfactors:\n  data.sources:\n  - [stdlib]\n  - [{source: stdlib, weight: 3}, synthetic]\n"
+        "  - [{source: {synthetic: {seed: 1}}, weight: 0.5}, {source: stdlib}]\n"
+    )
+    assert [level.label for level in found.factors["data.sources"]] == [
+        "stdlib", "3 stdlib + 1 synthetic", "0.5 {synthetic={seed=1}} + 1 stdlib",
+    ]  # fmt: skip
+
+
 def test_listing_the_shipped_suites_loads_no_torch() -> None:
     code = (
         "import sys; from ablate import suite; assert suite.shipped(); "
         "assert not {'torch', 'ray', 'mlflow'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_the_shipped_suites() -> None:
-    assert list(suite.shipped()) == SHIPPED
-
-
-@pytest.mark.parametrize("name", SHIPPED)
-def test_a_shipped_suite_resolves_at_every_scale_and_says_what_it_asks(name: str) -> None:
-    found = suite.load_suite(name)
-    assert found.name == name
-    assert "?" in found.description and found.source
-    assert len(found.text.splitlines()) <= 40
-    for scale in SCALES:
-        tokens = {trial.recipe.tokens for trial in design.expand(found, scale=scale, seeds=1).trials}
-        assert max(tokens) / min(tokens) < 1.02, "match: tokens"
-
-
-@pytest.mark.parametrize("name", SHIPPED)
-def test_the_schema_takes_a_shipped_suite(name: str, schema: jsonschema.Draft202012Validator) -> None:
-    schema.validate(read(suite.load_suite(name).text, name).value)
 
 
 @pytest.fixture(scope="module")
@@ -194,11 +214,24 @@ def test_the_schema_takes_every_key(schema: jsonschema.Draft202012Validator) -> 
 
 
 @pytest.mark.parametrize(
+    "base",
+    [
+        {"model.dim": "x2"}, {"optimizer.lr": "x1e-1"}, {"optimizer": {"lion": {"lr": "x.5"}}}, {"model": {"n_layers": "x2"}},
+        {"model.dropout": "x2"}, {"train.tokens": "x0.1"}, {"data.validation": ["stdlib"]}, {"batch.accumulation": 2},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_the_schema_takes_multiples_and_shorthands(base: dict, schema: jsonschema.Draft202012Validator) -> None:
+    schema.validate({"name": "reference/x", "base": base})
+
+
+@pytest.mark.parametrize(
     "change",
     [
         {"nmae": "x"}, {"name": "../x"}, {"seeds": 0}, {"design": "half"}, {"margin": -1}, {"base": {"scale": "11m"}},
         {"base": {"model.dmi": 1}}, {"base": {"model.dim": 0}}, {"base": {"model": {"dmi": 1}}}, {"factors": {}},
         {"factors": {"model.attention": ["mha", "gqq"]}}, {"factors": {"optimizer": ["adamw", {"lion": {"lrr": 1}}]}},
+        {"base": {"model.dim": "2x"}}, {"base": {"model.bias": "x2"}}, {"factors": {"optimizer": ["adamw", {"lion": {"lr": "xx"}}]}},
         {"factors": {"optimizer": ["adamw", {"lion": {"lr": -1}}]}}, {"factors": {"optimizer.lr": [1, "high"]}},
     ],
     ids=str,
