@@ -12,6 +12,7 @@ from ablate.measure import _Storages
 from ablate.model import build
 from ablate.step import Step
 from ablate.train import train
+from ablate.variants import load_factors
 
 WINDOWS = torch.from_numpy(ArrayCorpus().validation(16, 8).tokens)
 
@@ -143,6 +144,17 @@ def test_an_overflow_in_fp16_leaves_the_step_out_and_halves_the_scale():
     assert loss.isfinite()
     assert all(torch.equal(p, b) for p, b in zip(step.parameters, before, strict=True))
     assert step.scaler.get_scale() == 2.0**39
+
+
+@pytest.mark.parametrize("precision", [variant.name for variant in load_factors()["precision"]])
+def test_products_are_in_the_recipes_format(precision: str):
+    step = step_of(train__precision=precision)
+    seen = []
+    for module in step.model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    step(WINDOWS, 1.0)
+    assert len(seen) == 9 and set(seen) == {step.precision.autocast or step.precision.parameters}
 
 
 @pytest.mark.parametrize(("precision", "products"), [("tf32", "high"), ("fp32", "highest")])
