@@ -4,7 +4,8 @@ Sizes follow GPT-2 and GPT-3 (arXiv:2005.14165, table 2.1) from 124m up, where t
 length is 20 tokens per parameter (arXiv:2203.15556) but for `nano`, which answers in seconds on a CPU. Learning rates are per
 optimizer: AdamW's follow GPT-3's table downwards in size, Lion's are a fifth of them with five times the decay
 (arXiv:2302.06675, section 5), Adafactor's multiply each parameter's root mean square (arXiv:1804.04235, section 8), Muon's steps are
-scaled to AdamW's and take its rates (arXiv:2502.16982, section 2.2), and so do schedule-free ones.
+scaled to AdamW's and take its rates (arXiv:2502.16982, section 2.2), and schedule-free AdamW takes three times AdamW's (1 to 10 times, says
+its package). For SGD with momentum there are no published ones: 0.1 is the best at `nano` of 0.01, 0.03, 0.1, 0.3, 1 and 3.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def _scale(
         },
         "optimizer": {
             "adamw": {"lr": lr}, "lion": {"lr": lr / 5, "weight_decay": 0.5}, "adafactor": {"lr": adafactor_lr},
-            "muon": {"lr": lr}, "schedule_free": {"lr": lr},
+            "muon": {"lr": lr}, "schedule_free": {"lr": 3 * lr}, "sgd": {"lr": 0.1},
         },
         "lr_schedule": "cosine",
         "batch": {"sequences": sequences, "micro_limit": micro},

@@ -54,7 +54,7 @@ class SGD(torch.optim.SGD):
     state_numbers = 1.0
 
     def __init__(
-        self, groups: Sequence[Group], *, lr: Rate = 0.3, weight_decay: Decay = 0.0, momentum: Beta = 0.9,
+        self, groups: Sequence[Group], *, lr: Rate = 0.1, weight_decay: Decay = 0.0, momentum: Beta = 0.9,
         nesterov: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(param_groups(groups, lr, weight_decay), momentum=momentum, nesterov=nesterov, fused=True)
@@ -181,10 +181,14 @@ class Muon(torch.optim.Optimizer):
 
 
 def newton_schulz(matrices: Tensor, steps: int) -> Tensor:
-    """Matrices [..., R, C] with all singular values near 1, in bf16: `steps` times X <- a X + (b A + c A^2) X, A = X X^T."""
+    """Matrices [n, R, C] with all singular values near 1: `steps` times X <- a X + (b A + c A^2) X, A = X X^T.
+
+    In bf16, which is enough; on a CPU, most of which are slow at that, in fp32.
+    """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.bfloat16().mT if tall else matrices.bfloat16()
+    x = matrices.bfloat16() if matrices.is_cuda else matrices.float()
+    x = x.mT if tall else x
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-7)
     for _ in range(steps):
         gram = x @ x.mT
