@@ -288,7 +288,7 @@ def test_dropout_of_the_weights_keeps_their_mean_and_ends_with_training(window: 
         draws = torch.stack([attention.train()(x, seen) for _ in range(1000)])
     assert not torch.equal(draws[0], draws[1])
     error = (draws.mean(0) - whole).abs() / (draws.std(0) / 1000**0.5)
-    assert error.max() < 5
+    assert error.max() < 6
 
 
 @pytest.mark.parametrize(("heads", "scores"), COMBINATIONS, ids=str)
