@@ -15,7 +15,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-SUITES = sorted(path.stem for path in (ROOT / "suites").glob("*.yaml"))
+SUITES = sorted(
+    path.relative_to(ROOT / "suites").with_suffix("").as_posix() for path in (ROOT / "suites").rglob("*.yaml")
+)
 WHERE = "import ablate, registry; print(ablate.__file__); print(registry.__file__)"
 
 
@@ -96,7 +98,8 @@ def install(what: list[str | Path], folder: Path) -> Path:
 def test_wheel_holds_the_suites_and_nothing_else_of_the_tree(built: Path) -> None:
     (wheel,) = built.glob("*.whl")
     names = [name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name]
-    assert sorted(Path(name).stem for name in names if name.endswith(".yaml")) == SUITES
+    found = [name.removeprefix("ablate/suites/").removesuffix(".yaml") for name in names if name.endswith(".yaml")]
+    assert sorted(found) == SUITES
     assert {name.split("/")[0] for name in names} == {"ablate", "registry"}
 
 
