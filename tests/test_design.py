@@ -49,6 +49,23 @@ def test_one_at_a_time_varies_the_baseline_one_factor_at_a_time(load) -> None:
     ]  # fmt: skip
 
 
+def test_leave_one_out_takes_each_choice_of_the_baseline_back_alone(load) -> None:
+    base = "baseline: {model.attention: gqa}\n"
+    found = design.expand(load(TWO + base + "design: leave_one_out\n"))
+    assert labels(found) == labels(design.expand(load(TWO + base + "design: one_at_a_time\n")))
+    assert [cell.label for cell in found.cells] == [
+        "baseline", "attention=mha", "attention=mqa", "optimizer=lion(lr=0.0001)", "optimizer=lion(lr=0.0002)",
+    ]  # fmt: skip
+    assert found.suite.design == "leave_one_out"
+
+
+def test_a_variant_that_could_be_taken_for_another_factors_is_named_in_full(load) -> None:
+    found = load(
+        "name: x\nfactors: {model.qk_norm: [none, rmsnorm], model.norm: [rmsnorm, layernorm], model.block: [parallel, sequential]}\n"
+    )
+    assert design.expand(found).cells[0].label == "qk_norm=none + norm=rmsnorm + parallel"
+
+
 def test_excluded_cells_are_left_out(load) -> None:
     found = design.expand(load(TWO + "exclude: [{model.attention: [gqa, mqa], optimizer: lion(lr=0.0002)}]\n"))
     assert len(found.cells) == 7
@@ -90,6 +107,8 @@ def test_overrides_come_between_base_and_levels(load) -> None:
         ),
         ({"model": {"attention": "mqa"}}, "--set model: model.attention is a factor of this suite"),
         ({"train.tokens": 1000}, "--set train.tokens: train.steps is a factor of this suite"),
+        ({"train.epochs": 2}, "--set train.epochs: train.steps is a factor of this suite"),
+        ({"model.n_heads": "x0.6"}, "--set model.n_heads: x0.6 of 4 is 2.4, which is no whole number"),
         ({"model.dropout.embedding": 0.1}, "--set model.dropout.embedding: model.dropout is a factor of this suite"),
         ({"seed": 1}, "--set seed: seeds are chosen with --seeds"),
         ({"model.dmi": 1}, "--set model.dmi: is not a field of a recipe; did you mean 'model.dim'?"),
