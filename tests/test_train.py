@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_variants import recipe_with
 from tiny import ArrayCorpus, tiny
 
 from ablate.data import prepare
@@ -15,6 +16,7 @@ from ablate.recipe import Recipe
 from ablate.spec import Spec
 from ablate.step import Step
 from ablate.train import Checkpoint, Progress, evaluation_steps, train
+from ablate.variants import Variant, load_factors
 
 CORPUS = ArrayCorpus()
 
@@ -56,9 +58,9 @@ class Interrupted(Exception):
     pass
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "lion", "adafactor"])
-def test_a_resumed_run_equals_an_uninterrupted_one_bitwise(tmp_path: Path, optimizer: str):
-    recipe = tiny(optimizer=optimizer, model__dropout=0.1, train__steps=30)
+@pytest.mark.parametrize("optimizer", list(load_factors()["optimizer"]), ids=lambda variant: variant.name)
+def test_a_resumed_run_equals_an_uninterrupted_one_bitwise(tmp_path: Path, optimizer: Variant):
+    recipe = recipe_with(optimizer, model__dropout=0.1, train__steps=30)
     checkpoint = Checkpoint(tmp_path / "c.pt", every_seconds=0)
 
     def stop(progress: Progress) -> None:
