@@ -54,8 +54,9 @@ def test_the_parts_of_memory_add_up_to_the_allocators_peak(overrides: dict, comp
     assert m["optimizer_state_gib"] == pytest.approx(4 * copies * m["parameters"] / 2**30, rel=0.05)
 
 
-def test_the_deterministic_mode_is_bitwise():
-    recipe = tiny(train__deterministic=True, model__dropout=0.1, **SIZES)
+@pytest.mark.parametrize("changes", [{"model__dropout": 0.1}, SCORES[-1]], ids=["dropout", "flexattention"])
+def test_the_deterministic_mode_is_bitwise(changes: dict[str, Any]):
+    recipe = tiny(train__deterministic=True, **SIZES | changes)
     first, second = (train(recipe, corpus=ArrayCorpus(), device="cuda") for _ in range(2))
     assert first.curves == second.curves
 
