@@ -4,7 +4,7 @@ Scores of query i and key j: c tanh(scale q_i k_j / c) - slope (i - j) where i s
 a soft cap c, the slope with ALiBi. i sees j where the window says so and both are of one document.
 
 - Nothing but causality: torch's fused attention.
-- On a GPU, without dropout of the weights: FlexAttention (arXiv:2412.05496), which skips blocks of keys that nobody sees.
+- Compiled on a GPU, without dropout of the weights: FlexAttention (arXiv:2412.05496), which skips blocks of keys that nobody sees.
 - Else: a dense mask.
 
 Shapes: B sequences, T tokens, H query heads, H_kv key and value heads.
@@ -50,9 +50,14 @@ def context(model: Model, position: Position, tokens: Tensor, separator: int | N
     if window.unlimited and separator is None and slopes is None and model.attention_soft_cap is None:
         return Context(position.rotate)
     documents = None if separator is None else (tokens == separator).cumsum(1)
-    if tokens.is_cuda and not model.dropout.attention_weights and model.head_dim >= FLEX_MINIMUM:
+    if torch.compiler.is_compiling() and tokens.is_cuda and _flexible(model):
         return Context(position.rotate, block_mask(window, documents, tokens), slopes)
     return Context(position.rotate, dense_mask(window, documents, slopes, tokens))
+
+
+def _flexible(model: Model) -> bool:
+    """Whether FlexAttention has a kernel for the model."""
+    return not model.dropout.attention_weights and model.head_dim >= FLEX_MINIMUM
 
 
 def block_mask(window: Window, documents: Tensor | None, tokens: Tensor) -> BlockMask:

@@ -1,0 +1,36 @@
+"""On a GPU: every variant compiles, and its compiled step is its eager one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_variants import OF_A_STEP, name, recipe_with
+
+from ablate.model import build
+from ablate.step import Step
+from ablate.variants import Variant
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+    pytest.mark.filterwarnings("ignore:TensorFloat32", "ignore:.*autograd.function.Function:DeprecationWarning"),
+]
+
+
+@pytest.mark.parametrize("masking", [False, True], ids=["", "documents"])
+@pytest.mark.parametrize("variant", OF_A_STEP, ids=name)
+def test_compiles_and_trains_as_it_does_eager(variant: Variant, masking: bool):
+    sizes = {"model__dim": 64, "data__seq_len": 128, "data__document_masking": masking}
+    if variant.factor != "precision":
+        sizes["train__precision"] = "fp32"
+    recipe = recipe_with(variant, **sizes)
+    windows = torch.randint(0, 257, (8, 129), device="cuda")
+    found = {}
+    for compile in (False, True):
+        step = Step(recipe, build(recipe, "cuda"), compile=compile)
+        step.warm_up(windows)
+        assert step.mode == ("compiled" if compile else "eager")
+        found[compile] = [step(windows, 1.0)[0] for _ in range(3)] + [step.evaluate(windows).mean()]
+    rough = variant.factor == "precision" and variant.name != "fp32"
+    for eager, compiled in zip(found[False], found[True], strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=0.02 if rough else 1e-3, atol=0)
