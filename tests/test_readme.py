@@ -24,7 +24,7 @@ def test_generated_parts_have_not_drifted() -> None:
 
 
 def test_every_generated_part_is_there() -> None:
-    assert [found[2] for found in readme.SECTION.finditer(TEXT)] == ["suites", "variants", "help"]
+    assert [found[2] for found in readme.SECTION.finditer(TEXT)] == ["suites", "variants", "fields", "help"]
 
 
 def test_every_command_is_documented() -> None:
@@ -50,5 +50,7 @@ def test_its_python_runs(filled: Path) -> None:
 
 
 def test_its_overrides_are_understood() -> None:
-    for setting in re.findall(r"--set (\S+)='(.*?)'", TEXT):
-        Spec("nano").set_all(parse_set(["=".join(setting)]))
+    found = re.findall(r"--set ([a-z][\w.]*)=(?:'(.*?)'|([\w.]+))", TEXT)
+    assert len(found) >= 3
+    for field, quoted, plain in found:
+        Spec("nano").set_all(parse_set([f"{field}={quoted or plain}"]))
