@@ -229,11 +229,12 @@ class ScheduleFree(torch.optim.Optimizer):
             z = [kept(self.state[p], "z", p, torch.clone) for p in y]
             v = [kept(self.state[p], "second_moment", p) for p in y]
             largest = group["largest_lr"].copy_(group["largest_lr"].clamp(min=group["lr"])).square()
-            c = largest / group["total"].add_(largest)
+            c = (largest / group["total"].add_(largest)).to(y[0].dtype)
+            correction = (1 - beta2 ** group["steps"].add_(1)).to(y[0].dtype)
 
             torch._foreach_mul_(v, beta2)
             torch._foreach_addcmul_(v, grads, grads, value=1 - beta2)
-            roots = torch._foreach_div(v, 1 - beta2 ** group["steps"].add_(1))
+            roots = torch._foreach_div(v, correction)
             torch._foreach_sqrt_(roots)
             torch._foreach_add_(roots, group["eps"])
             changes = torch._foreach_div(grads, roots)
