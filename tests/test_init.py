@@ -46,26 +46,35 @@ def test_mup_at_its_base_is_gpt2():
     assert gpt2.curves == mup.curves
 
 
-def movement(init, dim: int) -> float:
-    """Root mean square of how far ten Adam steps move the logits."""
+def movement(init, dim: int) -> tuple[float, float]:
+    """Root mean square of how far ten Adam steps move the logits, and what the last block adds to the stream."""
     recipe = tiny(
         model__init=init, model__dim=dim, model__n_heads=dim // 16, optimizer={"adamw": {"lr": 3e-3}}, model__norm="rmsnorm"
     )  # fmt: skip
     windows = torch.from_numpy(ArrayCorpus().validation(16, 8).tokens)
     model = build(recipe, "cpu")
+    added = []
+    model.blocks[-1].register_forward_hook(lambda block, inputs, output: added.append((output - inputs[0]).detach()))
     before = model(windows[:, :-1]).detach()
     step = Step(recipe, model, compile=False)
     for _ in range(10):
         step(windows, 1.0)
-    return float((model(windows[:, :-1]).detach() - before).square().mean().sqrt())
+    after = model(windows[:, :-1]).detach()
+    return root_mean_square(after - before), root_mean_square(added[-1] - added[0])
 
 
-def test_with_mup_a_step_moves_the_logits_as_far_at_every_width():
+def root_mean_square(change: torch.Tensor) -> float:
+    return float(change.square().mean().sqrt())
+
+
+def test_with_mup_a_step_moves_logits_and_stream_as_far_at_every_width():
     """The coordinate check of arXiv:2203.03466, appendix D.1; without muP the same rate moves a wider model further."""
     mup = [movement({"mup": {"base_dim": 32, "base_head_dim": None}}, dim) for dim in (32, 128, 512)]
     plain = [movement("gpt2", dim) for dim in (32, 128, 512)]
-    assert max(mup) / min(mup) < 1.6, mup
-    assert plain[2] / plain[0] > 2.5, plain
+    for moved in zip(*mup, strict=True):
+        assert max(moved) / min(moved) < 1.6, mup
+    for moved in zip(*plain, strict=True):
+        assert moved[2] / moved[0] > 2.5, plain
 
 
 def test_heads_that_grow_with_the_model_are_scaled_from_the_base():
