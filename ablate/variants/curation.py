@@ -42,8 +42,7 @@ class Deduplicated(Curation):
 class Quality(Curation):
     """Training documents that look like running English text: the quality rules of Gopher.
 
-    Words are what blanks separate, lines those that are not blank. Code and tables hold few words with a letter:
-    lower `min_alphabetic_words` for them.
+    Words are what blanks separate, lines those that are not blank.
 
     Args:
         min_words: fewest words of a document.
