@@ -61,8 +61,15 @@ def test_a_new_variant_changes_no_id_and_an_edit_changes_those_that_use_it(copy:
         name for name in before if "gelu" in name and "swiglu" not in name
     }
 
-    edit(copy / "ablate/variants/attention.py", "dropout_p=self.dropout if", "dropout_p=0.0 + self.dropout if")
-    assert not set(ids(copy, home).values()) & set(after.values()), "the helper of every attention variant changed"
+    edit(copy / "ablate/variants/_attend.py", "dropout_p=self.dropout if", "dropout_p=0.0 + self.dropout if")
+    helped = ids(copy, home)
+    assert not set(helped.values()) & set(after.values()), "the helper of every attention variant changed"
+    edit(
+        copy / "ablate/variants/_attend.py",
+        "return torch.where(seen, bias, -math.inf)",
+        "return torch.where(seen, bias, -1e9)",
+    )
+    assert not set(ids(copy, home).values()) & set(helped.values()), "what the model itself takes from a helper changed"
 
 
 def test_a_variant_of_another_package_comes_in_by_its_entry_point(tmp_path: Path):
