@@ -185,10 +185,12 @@ class StepMemory:
             total += size
             if total > most:
                 most, moment = total, i
-        parts = dict.fromkeys(("parameters", "gradients", "optimizer_state", "activations"), 0)
+        parts: dict[str, int] = dict.fromkeys(("parameters", "gradients", "optimizer_state", "activations"), 0)
         for key, size in self._recorder.events[:moment]:
             parts[self._kinds.get(key, "activations")] += size
-        return {"peak_memory_gib": (self._recorder.peak or most) / 2**30} | {f"{kind}_gib": size / 2**30 for kind, size in parts.items()}
+        return {"peak_memory_gib": (self._recorder.peak or most) / 2**30} | {
+            f"{kind}_gib": size / 2**30 for kind, size in parts.items()
+        }
 
 
 class _Storages(TorchDispatchMode):
@@ -261,7 +263,8 @@ class _Allocator:
         """Read the history so far, which addresses the blocks; a block is known by the place of its allocation in it."""
         live, count = dict(self._held), len(self._held)
         events = self.events[:count]
-        for entry in torch.cuda.memory._snapshot(self.device)["device_traces"][self.device.index]:
+        history: Any = torch.cuda.memory._snapshot(self.device)["device_traces"]
+        for entry in history[self.device.index]:
             if entry["action"] == "alloc":
                 live[entry["addr"]] = count
                 events.append((count, entry["size"]))
