@@ -67,7 +67,7 @@ base:
   data.source: {synthetic: {size: 200000}}
   data.tokenizer: bytes
   model.position: learned
-  train.tokens: 8192
+  train.tokens: 65536
 factors:
   model.norm: [rmsnorm, {scaled: {start: 0.5}}]
   model.attention: [mha, average]
@@ -142,5 +142,6 @@ def test_they_run_in_a_suite_and_stand_on_the_leaderboard(ablate) -> None:
     assert {(row["norm"], row["attention"]) for row in rows} == {
         ("rmsnorm", "mha"), ("rmsnorm", "average"), ("scaled", "mha"), ("scaled", "average")
     }  # fmt: skip
-    assert all(row["n"] == 1 and 1.0 < row["val_loss"] < 5.5 for row in rows), "a byte at random costs 5.5 nats"
+    assert {row["n"] for row in rows} == {1}
+    assert max(row["val_loss"] for row in rows) < 4, "a byte at random costs 5.5 nats"
     assert "nothing to run" in ablate("run", "theirs.yaml").stderr
