@@ -263,8 +263,8 @@ class _Allocator:
         """Read the history so far, which addresses the blocks; a block is known by the place of its allocation in it."""
         live, count = dict(self._held), len(self._held)
         events = self.events[:count]
-        history: Any = torch.cuda.memory._snapshot(self.device)["device_traces"]
-        for entry in history[self.device.index]:
+        snapshot: Any = torch.cuda.memory._snapshot(self.device)
+        for entry in snapshot["device_traces"][self.device.index]:
             if entry["action"] == "alloc":
                 live[entry["addr"]] = count
                 events.append((count, entry["size"]))
