@@ -299,3 +299,26 @@ def test_a_run_that_was_killed_goes_on_where_it_was(ablate, home: Path) -> None:
     assert {row["status"] for row in trials} == {"finished"}
     code, _, err = ablate("run", "quickstart", *SMALL, "--seeds", "3")
     assert sum("val_loss" in line for line in err.splitlines()) == 4
+
+
+@pytest.mark.fire
+def test_a_suite_without_factors_goes_the_whole_way(ablate, home: Path, tmp_path: Path) -> None:
+    """A name with a slash, one cell, and a text that the user names."""
+    text = tmp_path / "text.txt"
+    text.write_text((ROOT / "ablate" / "cli.py").read_text(encoding="utf-8") * 3, encoding="utf-8")
+    name = "reference/shakespeare-char-cpu"
+    small = [
+        "--set",
+        f"data.source={{files: {{paths: {text}}}}}",
+        "--set",
+        "train.steps=x0.01",
+        "--set",
+        "evaluation.sequences=4",
+    ]
+    assert ablate("run", name, *small, "--seeds", "2")[0] == 0
+    assert "2 finished; nothing to run" in ablate("plan", name, *small, "--seeds", "2")[1]
+    (row,) = json.loads(ablate("leaderboard", name, "--format", "json")[1])["rows"]
+    assert (row["suite"], row["n"], row["rank"]) == (name, 2, 1)
+    assert name in ablate("leaderboard")[1]
+    assert ablate("status", name)[1].splitlines()[-1].split() == ["nano", "base", "finished", "2"]
+    assert json.loads(ablate("query", "SELECT cell FROM cells", "--format", "json")[1])["rows"] == [{"cell": "base"}]
