@@ -4,7 +4,8 @@ Scores of query i and key j: c tanh(scale q_i k_j / c) - slope (i - j) where i s
 a soft cap c, the slope with ALiBi. i sees j where the window says so and both are of one document.
 
 - Nothing but causality: torch's fused attention.
-- Compiled on a GPU, without dropout of the weights: FlexAttention (arXiv:2412.05496), which skips blocks of keys that nobody sees.
+- Compiled on a GPU, without dropout of the weights: FlexAttention (arXiv:2412.05496), which skips blocks of keys that
+  nobody sees.
 - Else: a dense mask.
 
 Shapes: B sequences, T tokens, H query heads, H_kv key and value heads.
