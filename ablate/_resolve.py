@@ -194,8 +194,7 @@ def _trade_depth(data: dict[str, Any], ratio: float) -> None:
 
 def _blocks(data: dict[str, Any]) -> int:
     """Parameters of all blocks, which are alike."""
-    from ablate.measure import parameter_count
-    from ablate.model import build
+    from ablate.model import build, parameter_count
 
     return data["model"]["n_layers"] * parameter_count(
         build(Recipe.from_dict(_put_copy(data, "model.n_layers", 1)), "meta").blocks
@@ -203,8 +202,7 @@ def _blocks(data: dict[str, Any]) -> int:
 
 
 def _parameters(recipe: Recipe) -> int:
-    from ablate.measure import parameter_count
-    from ablate.model import build
+    from ablate.model import build, parameter_count
 
     return parameter_count(build(recipe, "meta"))
 

@@ -98,7 +98,9 @@ def alternatives(path: str) -> tuple[str, ...]:
 def words() -> dict[str, Word]:
     """Every field that a suite may set, without choices among variants, whole sections and the seed; shorthands too."""
     choices = {factor.field for factor in load_factors().values()}
-    found = dict(_leaves(Recipe, "", choices)) | {path: word for path, word in SHORTHANDS.items() if path not in choices}
+    found = dict(_leaves(Recipe, "", choices)) | {
+        path: word for path, word in SHORTHANDS.items() if path not in choices
+    }
     return dict(sorted(found.items(), key=lambda item: item[0].split(".")[:-1]))
 
 

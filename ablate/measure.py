@@ -41,11 +41,6 @@ PEAK_FLOPS: dict[tuple[str, str], float] = {
 """FLOP/s by device and format of products (fp16 as bf16): dense, SXM form, from the vendor's datasheets."""
 
 
-def parameter_count(model: nn.Module) -> int:
-    """Trainable parameters; a tied matrix counts once."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
 def flops_per_token(model: Decoder, recipe: Recipe) -> int:
     """Forward and backward, FLOP per trained token (`FLOP_FORMULA`).
 

@@ -80,8 +80,9 @@ class Decoder(nn.Module):
         self.scheme = model.init.build(model)
         self.embedding = _embedding(model.vocab_size, model.dim)
         self.embedding_dropout = nn.Dropout(model.dropout.embedding)
-        self.blocks = nn.ModuleList(Block(model) for _ in range(model.n_layers))
-        self.position = model.position.build(model.dim, self.blocks[0].attention.rotated_dim, data.seq_len)
+        blocks = [Block(model) for _ in range(model.n_layers)]
+        self.blocks = nn.ModuleList(blocks)
+        self.position = model.position.build(model.dim, blocks[0].attention.rotated_dim, data.seq_len)
         final = model.placement.variant.trait("final_norm")
         self.norm = model.norm.build(model.dim, model.bias) if final else nn.Identity()
         self.head = nn.Linear(model.dim, model.vocab_size, bias=False)
@@ -171,3 +172,8 @@ def build(recipe: Recipe, device: torch.device | str) -> Decoder:
     if torch.device(device).type != "meta":
         decoder.initialize(recipe.seed)
     return decoder
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Trainable parameters; a tied matrix counts once."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)

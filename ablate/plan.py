@@ -154,7 +154,8 @@ def shape(recipe: Recipe) -> str:
     """Equal for recipes that can share a compiled step: all that it is compiled for, without seed, rates and length."""
     return digest({
         "model": recipe.model.model_dump(mode="json"), "batch": recipe.batch.model_dump(), "seq_len": recipe.data.seq_len,
-        "optimizer": recipe.optimizer.name, "train": recipe.train.model_dump(mode="json", exclude={"steps", "warmup"}), "document_masking": recipe.data.document_masking,
+        "optimizer": recipe.optimizer.name, "document_masking": recipe.data.document_masking,
+        "train": recipe.train.model_dump(mode="json", exclude={"steps", "warmup"}),
     })  # fmt: skip
 
 
@@ -183,7 +184,7 @@ class _Identities:
     def __call__(self, recipe: Recipe) -> _Identity:
         from ablate import data, measure
         from ablate.fingerprint import code_fingerprint
-        from ablate.model import build
+        from ablate.model import build, parameter_count
 
         peek = self._once(("corpus", digest(recipe.to_dict()["data"])), lambda: data.peek(recipe.data, self.cache))
         selected = sorted(
@@ -193,7 +194,7 @@ class _Identities:
 
         def sizes() -> tuple[int, int]:
             model = build(recipe, "meta")
-            return measure.parameter_count(model), measure.flops_per_token(model, recipe)
+            return parameter_count(model), measure.flops_per_token(model, recipe)
 
         parameters, flops = self._once(
             ("model", digest([recipe.model.model_dump(mode="json"), recipe.data.seq_len])), sizes

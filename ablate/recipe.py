@@ -124,7 +124,8 @@ class Data(_Section):
     """What is trained on, and what is held out: `validation`, or the held-out part of `sources` where that is empty."""
 
     sources: Annotated[
-        tuple[Source, ...], _about("what training sequences are drawn from, by weight", "arXiv:2305.10429", min_length=1, strict=False)
+        tuple[Source, ...],
+        _about("what training sequences are drawn from, by weight", "arXiv:2305.10429", min_length=1, strict=False),
     ]
     validation: Annotated[
         tuple[Source, ...],

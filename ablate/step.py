@@ -109,7 +109,7 @@ class Step:
     def _round(self) -> None:
         """Give the model what was updated, where it keeps copies of its own."""
         if self.updated is not self.parameters:
-            torch._foreach_copy_(self.parameters, self.updated)
+            torch._foreach_copy_(list[Tensor](self.parameters), list[Tensor](self.updated))
 
     def _switch(self, to: str) -> None:
         """Tell an optimizer that evaluates at other points than it trains at which of them is wanted."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ablate import measure
 from ablate.corpus import Corpus, Validation
-from ablate.model import Decoder, build, stream_seed
+from ablate.model import Decoder, build, parameter_count, stream_seed
 from ablate.recipe import Recipe, digest
 from ablate.step import Step
 
@@ -185,7 +185,7 @@ class _Run:
         metrics: dict[str, float] = {
             "tokens": self.done * recipe.batch_tokens,
             "epochs": self.done * recipe.batch_tokens / recipe.fresh_tokens(self.corpus.train_tokens),
-            "parameters": measure.parameter_count(self.model),
+            "parameters": parameter_count(self.model),
             "flops_per_token": flops,
             "kv_cache_bytes_per_token": measure.kv_cache_bytes_per_token(self.model),
             "unigram_entropy": slice_.unigram_entropy,

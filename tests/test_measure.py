@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ablate import measure
-from ablate.model import build
+from ablate.model import build, parameter_count
 from ablate.recipe import Recipe
 from ablate.step import Step
 from ablate.train import train
@@ -183,7 +183,7 @@ def test_the_forecast_of_memory_is_right_within_a_factor_of_two(checkpointing: s
     recipe = tiny(model__dim=64, model__n_layers=4, data__seq_len=64, train__checkpointing=checkpointing,
                   train__loss_chunks=loss_chunks, train__precision=precision)  # fmt: skip
     step, found = measured(recipe)
-    forecast = measure.estimated_memory(recipe, measure.parameter_count(step.model)) / GIB
+    forecast = measure.estimated_memory(recipe, parameter_count(step.model)) / GIB
     assert found["peak_memory_gib"] / 2 < forecast < found["peak_memory_gib"] * 2
 
 

@@ -24,8 +24,7 @@ def test_every_scale_resolves_and_survives_json(scale: str):
 
 @pytest.mark.parametrize(("scale", "millions"), [("124m", 124), ("350m", 350), ("1b", 1300)])
 def test_scales_have_the_size_they_are_named_after(scale: str, millions: int):
-    from ablate.measure import parameter_count
-    from ablate.model import build
+    from ablate.model import build, parameter_count
 
     assert parameter_count(build(Spec(scale).resolve(), "meta")) == pytest.approx(millions * 1e6, rel=0.05)
 
@@ -108,8 +107,7 @@ def test_a_rounded_multiple_is_within_one_percent():
 @pytest.mark.parametrize("scale", ["nano", "10m", "124m"])
 @pytest.mark.parametrize("ratio", [0.5, 1, 2])
 def test_depth_is_traded_for_width_at_the_same_parameters(scale: str, ratio: float):
-    from ablate.measure import parameter_count
-    from ablate.model import build
+    from ablate.model import build, parameter_count
 
     spec = Spec(scale)
     before = spec.resolve()
@@ -125,8 +123,7 @@ def test_depth_is_traded_for_width_at_the_same_parameters(scale: str, ratio: flo
 
 
 def test_tokens_per_parameter_count_every_parameter():
-    from ablate.measure import parameter_count
-    from ablate.model import build
+    from ablate.model import build, parameter_count
 
     recipe = tiny(train__tokens_per_parameter=20, model__depth_ratio=2)
     assert recipe.tokens == pytest.approx(20 * parameter_count(build(recipe, "meta")), rel=1e-3)

@@ -94,8 +94,9 @@ class StandardLibrary(Source):
 class Synthetic(Source):
     """A random second-order Markov chain over 26 letters and the space, whose entropy rate is known exactly.
 
-    H = -sum_ab pi(a, b) sum_c p(c | a, b) ln p(c | a, b) nats per letter, with pi the stationary shares of pairs. The last letter decides which five letters may follow besides the space, the one before it how likely each of them
-    is. All probabilities are multiples of 1/256 and are drawn by bytes of SHAKE-256: the same text on every machine.
+    H = -sum_ab pi(a, b) sum_c p(c | a, b) ln p(c | a, b) nats per letter, with pi the stationary shares of pairs. The
+    last letter decides which five letters may follow besides the space, the one before it how likely each of them is.
+    All probabilities are multiples of 1/256 and are drawn by bytes of SHAKE-256: the same text on every machine.
     Documents have 8,192 letters; every tenth is held out.
 
     Args:

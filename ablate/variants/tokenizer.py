@@ -30,7 +30,8 @@ SEPARATORS = ("<|endoftext|>", "<|end_of_text|>", "<|bos|>", "</s>", "<eos>", "[
 class BytePairEncoding(Tokenizer):
     """Byte-level byte-pair encoding, trained on the training documents; words are split as in GPT-2.
 
-    From bytes on, the most frequent pair of neighbouring tokens becomes a token, until there are enough. The last id is the document separator. A corpus that yields fewer merges leaves ids unused.
+    From bytes on, the most frequent pair of neighbouring tokens becomes a token, until there are enough. The last id is
+    the document separator. A corpus that yields fewer merges leaves ids unused.
 
     Args:
         vocab_size: bytes, merges and the separator.
