@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ablate.recipe import Model, Recipe
-from ablate.variants._attend import Context, context
+from ablate.variants._attend import BlockMask, Context, context, seen_blocks
 from ablate.variants._merged import Merged
 from ablate.variants.optimizer import Group
 
@@ -96,9 +96,13 @@ class Decoder(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         return self.logits(self.hidden(tokens))
 
-    def hidden(self, tokens: Tensor) -> Tensor:
+    def seen_blocks(self, tokens: Tensor) -> BlockMask | None:
+        """What a compiled `losses` needs besides its windows, whose first T tokens [B, T] these are."""
+        return seen_blocks(self.sizes, self.position, tokens, self.separator)
+
+    def hidden(self, tokens: Tensor, blocks: BlockMask | None = None) -> Tensor:
         """What the head reads: [B, T, dim]."""
-        seen = context(self.sizes, self.position, tokens, self.separator)
+        seen = context(self.sizes, self.position, tokens, self.separator, blocks)
         x = self.embedding_dropout(self.position.embed(self.embedding(tokens)))
         for block in self.blocks:
             x = self.call_block(block, x, seen)
@@ -110,12 +114,12 @@ class Decoder(nn.Module):
         cap = self.sizes.output_soft_cap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
-    def losses(self, windows: Tensor) -> tuple[Tensor, Tensor]:
+    def losses(self, windows: Tensor, blocks: BlockMask | None = None) -> tuple[Tensor, Tensor]:
         """Cross-entropy of every target [B, T] in nats, from windows of T + 1 tokens, and what training minimizes.
 
         The two differ in training by label smoothing (arXiv:1512.00567) and by z_loss log^2 Z (arXiv:2204.02311, section 5).
         """
-        hidden, targets = self.hidden(windows[:, :-1]).flatten(0, 1), windows[:, 1:]
+        hidden, targets = self.hidden(windows[:, :-1], blocks).flatten(0, 1), windows[:, 1:]
         if self.loss_chunks == 1:
             entropy, objective = self._losses(hidden, targets.flatten())
         else:

@@ -13,6 +13,7 @@ from torch.nn import Parameter
 
 from ablate.model import Decoder
 from ablate.recipe import Recipe
+from ablate.variants._attend import BlockMask
 
 Watch = Callable[[list[Parameter]], None]
 
@@ -37,6 +38,7 @@ class Step:
             group["initial_lr"] = group["lr"]
         self.clip = recipe.train.clipping.bind()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.scaled)
+        self._masks: dict[torch.Size, BlockMask | None] = {}
         self.mode = "compiled" if compile else "eager"
         if compile:
             # the compiler counts recompilations per function, not per model, and after eight of them silently runs eager
@@ -54,7 +56,17 @@ class Step:
         """Cross-entropy of every target [B, T] and what training minimizes, in the recipe's precision."""
         dtype = self.precision.autocast
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
-            return self._losses(windows)
+            return self._losses(windows, self._blocks(windows[:, :-1]))
+
+    def _blocks(self, tokens: Tensor) -> BlockMask | None:
+        """The mask of a compiled step; kept, where the tokens do not matter to it."""
+        if self.mode == "eager":
+            return None
+        if self.recipe.data.document_masking:
+            return self.model.seen_blocks(tokens)
+        if tokens.shape not in self._masks:
+            self._masks[tokens.shape] = self.model.seen_blocks(tokens)
+        return self._masks[tokens.shape]
 
     def gradients(self, windows: Tensor) -> Tensor:
         """Accumulate the gradient of the mean objective over `windows` [sequences, T + 1]; returns the mean cross-entropy.

@@ -8,12 +8,11 @@ import pytest
 import torch
 from attending import HEADS, SCORES, SEPARATOR, attention_of, forms, random_tokens, tiny_with
 from tiny import ArrayCorpus, tiny
-from torch.nn.attention.flex_attention import BlockMask
 
 from ablate.model import build
 from ablate.step import Step
 from ablate.train import train
-from ablate.variants._attend import context
+from ablate.variants._attend import seen_blocks
 
 pytestmark = [
     pytest.mark.gpu,
@@ -91,18 +90,15 @@ def test_flexattention_equals_a_dense_mask_forward_and_backward(heads: Any, scor
     upstream = torch.randn(2, 200, 128, device="cuda")
     flex, dense = forms(recipe, position, tokens)
     torch.compiler.reset()
-    taken = torch.compile(lambda: context(recipe.model, position, tokens, separator), backend="eager")()
-    assert scores == SCORES[0] or isinstance(taken.mask, BlockMask)
-    assert not isinstance(context(recipe.model, position, tokens, separator).mask, BlockMask), (
-        "it is wrong in eager mode"
-    )
+    assert (seen_blocks(recipe.model, position, tokens, separator) is None) == (scores == SCORES[0])
+
     inputs = [x, *attention.parameters()]
     found = []
     for attend, seen in ((torch.compile(attention, fullgraph=True), flex), (attention, dense)):
         y = attend(x, seen)
         found.append([y, *torch.autograd.grad(y, inputs, upstream)])
     for ours, theirs in zip(*found, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.detach().abs().max()))
 
 
 @pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
@@ -112,8 +108,8 @@ def test_a_compiled_step_with_everything_at_once_has_the_gradients_of_the_cpu(
     heads: str, precision: str, checkpointing: str
 ):
     changes = {"train__precision": precision, "train__checkpointing": checkpointing}
-    recipe = tiny_with(heads, SCORES[-1], model__dim=128, data__seq_len=96, **changes)
-    windows = torch.randint(200, 257, (8, 97))
+    recipe = tiny_with(heads, SCORES[-1], model__dim=128, data__seq_len=160, **changes)
+    windows = torch.randint(200, 257, (8, 161))
     norms = {}
     for device in ("cpu", "cuda"):
         step = Step(recipe, build(recipe, device), compile=device == "cuda")

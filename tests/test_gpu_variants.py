@@ -20,11 +20,11 @@ pytestmark = [
 @pytest.mark.parametrize("masking", [False, True], ids=["", "documents"])
 @pytest.mark.parametrize("variant", OF_A_STEP, ids=name)
 def test_compiles_and_trains_as_it_does_eager(variant: Variant, masking: bool):
-    sizes = {"model__dim": 64, "data__seq_len": 128, "data__document_masking": masking}
+    sizes = {"model__dim": 128, "data__seq_len": 160, "data__document_masking": masking}
     if variant.factor != "precision":
         sizes["train__precision"] = "fp32"
     recipe = recipe_with(variant, **sizes)
-    windows = torch.randint(0, 257, (8, 129), device="cuda")
+    windows = torch.randint(0, 257, (8, 161), device="cuda")
     found = {}
     for compile in (False, True):
         step = Step(recipe, build(recipe, "cuda"), compile=compile)

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from ablate.variants.position import Position
     from ablate.variants.window import Window
 
-FLEX_MINIMUM = 16
-"""Width of a head below which FlexAttention has no kernel."""
+FLEX_WIDTH, FLEX_LENGTH = 16, 128
+"""Width of a head and length of a sequence below which FlexAttention has no kernel for training."""
 
 
 @dataclass(frozen=True)
@@ -45,45 +45,66 @@ class Context:
     slopes: Tensor | None = None
 
 
-def context(model: Model, position: Position, tokens: Tensor, separator: int | None) -> Context:
-    """The context of one forward pass over tokens [B, T]; with a separator, each one starts a document of its own."""
-    window, slopes = model.window.build(), position.slopes(model.n_heads, tokens.device)
-    if window.unlimited and separator is None and slopes is None and model.attention_soft_cap is None:
+def context(
+    model: Model, position: Position, tokens: Tensor, separator: int | None, blocks: BlockMask | None = None
+) -> Context:  # fmt: skip
+    """The context of one forward pass over tokens [B, T]; with a separator, each one starts a document of its own.
+
+    `blocks` are those of `seen_blocks`, without which masks are dense.
+    """
+    slopes = position.slopes(model.n_heads, tokens.device)
+    if blocks is not None:
+        return Context(position.rotate, blocks, slopes)
+    if _all_seen(model, slopes, separator):
         return Context(position.rotate)
-    documents = None if separator is None else (tokens == separator).cumsum(1)
-    if torch.compiler.is_compiling() and tokens.is_cuda and _flexible(model):
-        return Context(position.rotate, block_mask(window, documents, tokens), slopes)
-    return Context(position.rotate, dense_mask(window, documents, slopes, tokens))
+    return Context(position.rotate, dense_mask(model.window.build(), documents(tokens, separator), slopes, tokens))
 
 
-def _flexible(model: Model) -> bool:
-    """Whether FlexAttention has a kernel for the model."""
-    return not model.dropout.attention_weights and model.head_dim >= FLEX_MINIMUM
+def seen_blocks(model: Model, position: Position, tokens: Tensor, separator: int | None) -> BlockMask | None:
+    """The mask of tokens [B, T] for a compiled forward pass on a GPU; None where nothing is masked or FlexAttention does not fit.
+
+    Made outside of what is compiled: made in it by torch 2.11, masks by document train another model than dense ones do.
+    """
+    fits = not model.dropout.attention_weights and model.head_dim >= FLEX_WIDTH and tokens.shape[1] >= FLEX_LENGTH
+    if not fits or not tokens.is_cuda or _all_seen(model, position.slopes(model.n_heads, tokens.device), separator):
+        return None
+    return block_mask(model.window.build(), documents(tokens, separator), tokens)
 
 
-def block_mask(window: Window, documents: Tensor | None, tokens: Tensor) -> BlockMask:
-    """Which blocks of keys are seen, for `documents` [B, T] of `tokens` [B, T]."""
+def documents(tokens: Tensor, separator: int | None) -> Tensor | None:
+    """The number of the document of each token [B, T], or None where they all see one another."""
+    return None if separator is None else (tokens == separator).cumsum(1)
+
+
+def _all_seen(model: Model, slopes: Tensor | None, separator: int | None) -> bool:
+    """Whether causality is all that attention asks."""
+    unlimited = model.window.build().unlimited
+    return unlimited and separator is None and slopes is None and model.attention_soft_cap is None
+
+
+def block_mask(window: Window, document: Tensor | None, tokens: Tensor) -> BlockMask:
+    """Which blocks of keys are seen, for the `document` [B, T] of `tokens` [B, T]."""
 
     def sees(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return window.sees(i, j)
 
     def sees_in_document(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        assert documents is not None
-        return window.sees(i, j) & (documents[b, i] == documents[b, j])
+        assert document is not None
+        return window.sees(i, j) & (document[b, i] == document[b, j])
 
     batch, length = tokens.shape
-    if documents is None:
+    if document is None:
         return create_block_mask(sees, None, None, length, length, device=tokens.device)
     return create_block_mask(sees_in_document, batch, None, length, length, device=tokens.device)
 
 
-def dense_mask(window: Window, documents: Tensor | None, slopes: Tensor | None, tokens: Tensor) -> Tensor:
+def dense_mask(window: Window, document: Tensor | None, slopes: Tensor | None, tokens: Tensor) -> Tensor:
     """The bias of the scores [B or 1, H or 1, T, T]: -inf where nothing is seen, else what the slopes take away."""
     key = torch.arange(tokens.shape[1], device=tokens.device)
     query = key[:, None]
     seen = window.sees(query, key)[None, None]
-    if documents is not None:
-        seen = seen & (documents[:, None, :, None] == documents[:, None, None, :])
+    if document is not None:
+        seen = seen & (document[:, None, :, None] == document[:, None, None, :])
     bias = torch.zeros((), device=tokens.device) if slopes is None else -slopes[:, None, None] * (query - key)
     return torch.where(seen, bias, -math.inf)
 
