@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test fire lint format docs golden clean
+.PHONY: quickstart test slow fire lint format docs golden clean
 
 quickstart: .venv/train ## Run the quickstart suite and print its leaderboard
 	$(BIN)/ablate run quickstart
@@ -13,8 +13,11 @@ quickstart: .venv/train ## Run the quickstart suite and print its leaderboard
 test: .venv/dev ## Run the default tests
 	$(BIN)/python -m pytest -n auto
 
+slow: .venv/dev ## Run the tests that take longer: planted bugs, every shipped suite trained
+	$(BIN)/python -m pytest -n auto -m "slow and not fire"
+
 fire: .venv/dev ## Run the tests that kill processes, start Ray repeatedly or build packages
-	$(BIN)/python -m pytest -m "fire or slow"
+	$(BIN)/python -m pytest -m fire
 
 lint: .venv/dev ## Check style and types
 	$(BIN)/ruff check .
