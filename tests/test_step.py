@@ -146,6 +146,19 @@ def test_an_overflow_in_fp16_leaves_the_step_out_and_halves_the_scale():
     assert step.scaler.get_scale() == 2.0**39
 
 
+@pytest.mark.parametrize("optimizer", [variant.name for variant in load_factors()["optimizer"]])
+def test_a_first_step_that_is_left_out_leaves_no_state_of_unset_memory(optimizer: str):
+    schedule = "constant" if optimizer == "schedule_free" else "cosine"
+    step = step_of(train__precision="fp16", optimizer=optimizer, lr_schedule=schedule)
+    step.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    torch.use_deterministic_algorithms(True)  # fills unset memory
+    try:
+        step(WINDOWS, 1.0)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert not any(value.any() for state in step.optimizer.state.values() for value in state.values())
+
+
 @pytest.mark.parametrize("precision", [variant.name for variant in load_factors()["precision"]])
 def test_products_are_in_the_recipes_format(precision: str):
     step = step_of(train__precision=precision)

@@ -58,6 +58,8 @@ class SGD(torch.optim.SGD):
         nesterov: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(param_groups(groups, lr, weight_decay), momentum=momentum, nesterov=nesterov, fused=True)
+        # a gradient scaler would let the fused kernel skip the first step itself, which leaves a momentum of unset memory
+        self._step_supports_amp_scaling = False
 
 
 @optimizer.variant("lion", reference="arXiv:2302.06675")
