@@ -17,7 +17,7 @@ import pytest
 
 from ablate.errors import UserError
 from ablate.variants import load_factors
-from ablate.variants._documents import Document, Source, split_documents
+from ablate.variants._documents import Document, Source, fraction, split_documents
 
 
 def build(spec: Any) -> Source:
@@ -148,6 +148,15 @@ def test_copies_stay_on_one_side_and_both_sides_have_something(n: int) -> None:
     assert training
     assert held_out
     assert not set(training) & set(held_out)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_texts_that_the_hash_holds_out_one_and_all_are_trained_on_too(n: int) -> None:
+    low = [text for i in range(1000) if fraction(text := f"number {i}") < 0.1][:n]
+    training, held_out = split(list(split_documents((text, text) for text in low * 2)))
+    assert "".join(training + held_out) == low[0] if n == 1 else len(training) == 2 and len(held_out) == 2 * n - 2
+    assert training
+    assert held_out
 
 
 def test_what_is_held_out_does_not_depend_on_the_other_documents(tmp_path: Path) -> None:

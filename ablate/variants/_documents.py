@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -79,34 +79,32 @@ def fraction(text: str | bytes) -> float:
 def split_documents(texts: Iterable[tuple[str, str]]) -> Iterator[Document]:
     """Hold out a tenth of the (key, text) pairs: by a hash of the text, so that copies stay on one side.
 
-    Where the hash holds none out, the document with the smallest hash is. A single document is cut by position: its
-    last tenth is held out.
+    Where the hash leaves one side empty, the text with the hash nearest to that side goes there. Where all texts are
+    equal, one is cut by position: its last tenth is held out.
     """
-    lowest: list[tuple[str, str]] = []
-    smallest, seen_two, found = 1.0, False, False
+    early: list[Document] = []
+    both = False
     for key, text in texts:
-        rank = fraction(text)
-        if rank < HELD_OUT:
-            found = True
-            yield Document(key, text, "validation")
-        elif found or rank > smallest:
-            seen_two = True
-            yield Document(key, text, "train")
-        elif rank == smallest:
-            lowest.append((key, text))
+        document = Document(key, text, "validation" if fraction(text) < HELD_OUT else "train")
+        if both:
+            yield document
             continue
-        else:
-            seen_two = seen_two or bool(lowest)
-            yield from (Document(*pair, "train") for pair in lowest)
-            smallest, lowest = rank, [(key, text)]
-        if found and lowest:
-            seen_two = True
-            yield from (Document(*pair, "train") for pair in lowest)
-            lowest = []
-    if lowest and seen_two:
-        yield from (Document(*pair, "validation") for pair in lowest)
-    elif lowest:
-        key, text = lowest[0]
-        cut = len(text) - int(len(text) * HELD_OUT)
-        yield Document(key, text[:cut], "train")
-        yield Document(key, text[cut:], "validation")
+        early.append(document)
+        if document.split != early[0].split:
+            both = True
+            yield from early
+            early.clear()
+    if early:
+        yield from _divided(early)
+
+
+def _divided(documents: list[Document]) -> Iterator[Document]:
+    """Documents of one side, some of them moved to the other."""
+    nearest = min({document.text for document in documents}, key=lambda text: abs(fraction(text) - HELD_OUT))
+    other = "train" if documents[0].split == "validation" else "validation"
+    if any(document.text != nearest for document in documents):
+        yield from (replace(d, split=other) if d.text == nearest else d for d in documents)
+    else:
+        cut = len(nearest) - int(len(nearest) * HELD_OUT)
+        yield Document(documents[0].key, nearest[:cut], "train")
+        yield Document(documents[0].key, nearest[cut:], "validation")
