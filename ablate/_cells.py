@@ -8,7 +8,7 @@ from dataclasses import replace
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ablate._words import alternatives
 from ablate._yaml import Path as Place
@@ -106,7 +106,15 @@ class _Resolver:
         try:
             return self._resolve(values)
         except UserError:
-            raise self._blame(cell, values) from None
+            raise self._with_overrides(self._blame(cell, values), values) from None
+
+    def _with_overrides(self, error: UserError, values: Mapping[str, Any]) -> UserError:
+        """The error, with the overrides without which there would be none, where it is said of a line of the suite."""
+        if not isinstance(error, SuiteError):
+            return error
+        matter = [f"--set {key}" for key in self.overrides if self._cured_without("overrides", key, values)]
+        message = f"{error.message} (with {', '.join(matter)})" if matter else error.message
+        return SuiteError(error.where, error.line, error.key, message)
 
     def same(self, one: Levels, other: Levels) -> SuiteError:
         """The error for two cells with one recipe."""
@@ -170,14 +178,19 @@ class _Resolver:
     def _blame_start(self, error: UserError) -> UserError:
         """An error for the override, or else the key of base, without which there would be none."""
         for key in self.overrides:
-            others = {other: value for other, value in self.overrides.items() if other != key}
-            if not _failure(_Resolver(self.suite, self.scale, others)._resolve, {}):
+            if self._cured_without("overrides", key, {}):
                 return UserError(printable(f"--set {key}: {_say(error, key)}"))
         for key in self.suite.base:
-            others = {other: value for other, value in self.suite.base.items() if other != key}
-            if not _failure(_Resolver(replace(self.suite, base=others), self.scale, self.overrides)._resolve, {}):
+            if self._cured_without("base", key, {}):
                 return self._error(("base", key), key, error)
         return self._error(("base",), "", error)
+
+    def _cured_without(self, where: Literal["overrides", "base"], key: str, values: Mapping[str, Any]) -> bool:
+        """Whether `values` resolve without one override or one key of base, where the others can do without it."""
+        given = {"overrides": self.overrides, "base": self.suite.base}
+        given[where] = {other: value for other, value in given[where].items() if other != key}
+        suite = replace(self.suite, base=given["base"])
+        return not _failure(lambda: _Resolver(suite, self.scale, given["overrides"])._resolve(values))
 
     def _place(self, factor: str, cell: Levels) -> Place:
         return ("factors", factor, self.labels[factor].index(cell[factor]))

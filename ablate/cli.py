@@ -161,7 +161,10 @@ def variants(
         str | None, typer.Argument(metavar="FACTOR", help="Only this one, such as attention, train.z_loss or batch.")
     ] = None,
 ) -> None:
-    """List all that a suite may vary: the variants of each factor with their options, and the plain fields."""
+    """List all that a suite may vary.
+
+    The variants of each factor with their options, then the plain fields with their defaults.
+    """
     from ablate import render
     from ablate._words import words
     from ablate.variants import load_factors
@@ -171,9 +174,10 @@ def variants(
     plain = {path: word for path, word in words().items() if factor is None or _within(path, factor)}
     if not chosen and not plain:
         raise UserError(f"unknown factor {factor!r}{near_miss(str(factor), [*factors, *words()])}")
-    rows = [[one.field, v.name, v.doc, render.options(v), v.reference] for one in chosen for v in one]
-    rows += [[path, "", word.doc, f"default: {word.default}", word.reference] for path, word in plain.items()]
-    render.table(["field", "variant", "what it is", "options", "reference"], rows)
+    rows = [[f"{one.field}: {v.name}", v.doc, render.options(v), v.reference] for one in chosen for v in one]
+    rows += [[path, word.doc, f"default: {word.default}", word.reference] for path, word in plain.items()]
+    about = [[name, f"{doc} ({'; '.join(filter(None, rest))})"] for name, doc, *rest in rows]
+    render.table(["field", "what it is (options; reference)"], about)
 
 
 def _within(path: str, field: str) -> bool:

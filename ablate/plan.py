@@ -267,6 +267,14 @@ def _warnings(rows: list[Row], ids: list[_Identity], match: str) -> list[str]:
             f"({most.tokens:,} tokens of training, {fresh:,} of them different): "
             "regularisation acts differently on repeated data than on fresh data"
         )
+    for row, i in zip(rows, ids, strict=True):
+        data = row.trial.recipe.data
+        if data.unique_sequences and (asked := data.unique_sequences * data.seq_len) > i.corpus_tokens:
+            found.append(
+                f"{row.trial.label} asks for {asked:,} different tokens, and the corpus has about {i.corpus_tokens:,}: "
+                "a run will refuse it; take a larger corpus or a shorter run"
+            )
+            break
     fewest, most = min(rows, key=lambda row: row.tokens), max(rows, key=lambda row: row.tokens)
     if match == "tokens" and most.tokens > (1 + MATCH_TOLERANCE) * fewest.tokens:
         found.append(

@@ -27,11 +27,13 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[str] = ()) -> None:
-    """Print a table; the columns named in `right` hold numbers."""
+    """Print a table. The columns named in `right` hold numbers; where it is narrow they are kept whole, or else the first is."""
     flush = set(right)
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    whole = flush or {header[0]}
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     for name in header:
-        made.add_column(Text(name), justify="right" if name in flush else "left", overflow="fold")
+        justify = "right" if name in flush else "left"
+        made.add_column(Text(name), justify=justify, overflow="fold", no_wrap=name in whole)
     for row in rows:
         made.add_row(*map(Text, row))
     console().print(made)
@@ -77,16 +79,17 @@ def plan(made: Plan) -> None:
     for row in made.rows:
         cells.setdefault(row.trial.label, []).append(row)
     pending = {row.trial_id for row in made.pending}
+    known = any(row.status for row in made.rows)
     lines = []
     for label, rows in cells.items():
         first, waiting = rows[0], [row for row in rows if row.trial_id in pending]
         lines.append([
-            label, str(len(rows)), _counts(row.status for row in rows if row.status) or "-",
+            label, str(len(rows)), *([_counts(row.status for row in rows if row.status) or "-"] if known else []),
             count(first.parameters), count(first.flops_per_token), count(first.tokens), f"{first.epochs:.2f}",
             duration(sum(row.seconds for row in waiting)) if waiting else "-", f"{first.memory_gib:.2g}",
         ])  # fmt: skip
-    numbers = ["parameters", "FLOP/token", "tokens", "epochs", "time", "memory GiB"]
-    table(["cell", "seeds", "recorded", *numbers], lines, right=["seeds", *numbers])
+    numbers = ["params", "FLOP/token", "tokens", "epochs", "time", "GiB"]
+    table(["cell", "seeds", *(["recorded"] if known else []), *numbers], lines, right=["seeds", *numbers])
     print(f"\n{summary(made)}")
     for warning in made.warnings:
         print(f"warning: {warning}")

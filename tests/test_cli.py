@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -126,6 +127,20 @@ def test_variants_lists_plain_fields_and_what_stands_for_them(ablate) -> None:
     assert "squared log of the softmax's normalizer" in line and "default: 0.0" in line and "arXiv:2204.02311" in line
 
 
+def test_eighty_columns_break_no_name_and_no_number(ablate, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ablate import render
+    from ablate.variants import load_factors
+
+    monkeypatch.setattr(render, "WIDE", 80)
+    out = ablate("variants")[1]
+    assert max(map(len, out.splitlines())) <= 80
+    assert {f"{one.field}: {v.name}" for one in load_factors().values() for v in one} <= {
+        re.split(r"\s{2,}", line)[0] for line in out.splitlines()
+    }
+    out = ablate("plan", "sizing")[1]
+    assert "tie_embeddings=true" in out and "FLOP/token" in out
+
+
 def test_everything_that_varies_has_a_reference_and_says_what_it_is(ablate) -> None:
     from ablate._words import words
     from ablate.variants import load_factors
@@ -172,6 +187,16 @@ def test_plan_prints_every_cell_and_writes_nothing(ablate, home: Path) -> None:
     assert out.count("swiglu") == 2
     assert "8 trials; 8 to run" in out
     assert left_in(home) == set()
+
+
+def test_plan_warns_of_a_corpus_that_is_too_small_for_so_many_fresh_tokens(ablate, home: Path) -> None:
+    warning = "repetitions=1 asks for 999,936 different tokens, and the corpus has about "
+    source = ("--set", "data.source={synthetic: {size: 100000}}")
+    assert warning in ablate("plan", "repetition", *source, "--set", "train.tokens=1e6")[1]
+    assert (
+        "asks for"
+        not in ablate("plan", "repetition", *source, "--set", "train.tokens=65536", "--only", "repetitions=64")[1]
+    )
 
 
 def test_plan_as_json_has_every_trial(ablate, home: Path) -> None:

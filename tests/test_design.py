@@ -128,6 +128,19 @@ def test_a_wrong_override_is_one_line(load, overrides: dict, message: str) -> No
     assert str(caught.value).startswith(message)
 
 
+def test_a_level_that_an_override_makes_impossible_is_blamed_on_both(load) -> None:
+    found = load("name: mine\nfactors:\n  model.attention: [mha, gqa]\n")
+    with pytest.raises(UserError, match=r"x.yaml:3: factors.model.attention\[1\]: .* \(with --set model.n_heads\)$"):
+        design.expand(found, overrides={"train.tokens": 1e5, "model.n_heads": 1})
+
+
+def test_the_override_at_fault_is_found_among_some_that_need_each_other(load) -> None:
+    overrides = {"optimizer": "sgd", "optimizer.momentum": 0.5, "model.n_heads": 5}
+    found = load("name: mine\nbase: {lr_schedule: wsd, lr_schedule.decay: 0.5}\n")
+    with pytest.raises(UserError, match=r"--set model.n_heads: 5 heads do not divide a width of 64$"):
+        design.expand(found, overrides=overrides)
+
+
 def test_an_override_may_choose_what_a_factor_is_an_option_of(load) -> None:
     found = load("name: x\nfactors: {optimizer.lr: [1e-3, 2e-3]}\n")
     trials = design.expand(found, overrides={"optimizer": "lion"}, seeds=1).trials
