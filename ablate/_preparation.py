@@ -71,7 +71,7 @@ class Inputs:
         return self.training if self.held_out is self.training else [*self.training, *self.held_out]
 
 
-def build(data: Data, inputs: Inputs, name: str, folder: Path, cache: Path) -> None:
+def build(data: Data, inputs: Inputs, name: str, code: str, folder: Path, cache: Path) -> None:
     """Write the folder, whole or not at all. The caller holds its lock, so that what else lies there is nobody's."""
     partial = folder.with_suffix(".partial")
     for old in (partial, folder):
@@ -100,7 +100,7 @@ def build(data: Data, inputs: Inputs, name: str, folder: Path, cache: Path) -> N
                         with (partial / f"validation-{i}.{what}").open("ab") as file:
                             array.astype(kind).tofile(file)
         seal(partial, {
-            "fingerprint": name, "vocab_size": tokenizer.vocab_size, "dtype": dtype, "train": sizes,
+            "fingerprint": name, "code": code, "vocab_size": tokenizer.vocab_size, "dtype": dtype, "train": sizes,
             "entropy_rates_per_byte": [given.source.entropy_rate_per_byte for given in inputs.held_out],
         })  # fmt: skip
         partial.rename(folder)

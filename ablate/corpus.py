@@ -185,10 +185,12 @@ class Corpus:
         )  # fmt: skip
 
 
-def load(folder: Path, fingerprint: str, weights: Sequence[float], held_out_weights: Sequence[float]) -> Corpus | None:
-    """The corpus in a folder; None if there is none, or it is another one's, of another format, or damaged."""
+def load(
+    folder: Path, fingerprint: str, code: str, weights: Sequence[float], held_out_weights: Sequence[float]
+) -> Corpus | None:
+    """The corpus in a folder; None if there is none, or it is another one's, of other code or format, or damaged."""
     found = manifest(folder)
-    if found is None or found["fingerprint"] != fingerprint:
+    if found is None or (found["fingerprint"], found.get("code")) != (fingerprint, code):
         return None
     stops = np.cumsum([0, *found["train"]]).tolist()
     bounds = zip(weights, stops[:-1], stops[1:], strict=True)

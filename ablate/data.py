@@ -13,6 +13,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 from ablate._preparation import Input, Inputs, build, encoded
 from ablate.corpus import Corpus, Validation, load
 from ablate.errors import UserError
+from ablate.fingerprint import code_fingerprint
 from ablate.recipe import Data, digest
 from ablate.tokens import FORMAT
 from ablate.variants import Choice
@@ -21,6 +22,8 @@ from ablate.variants._documents import Curation, Document, Source
 __all__ = ["Corpus", "Peek", "Validation", "fingerprint", "peek", "prepare"]
 
 HEAD = 2**20
+MAKERS = ("ablate._preparation", "ablate.tokens", "ablate.variants._documents", "ablate.variants._encoders")
+"""Modules that make tokens of every text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +66,7 @@ def peek(data: Data, cache: Path) -> Peek:
     name, evaluation = _fingerprints(
         data, inputs, lambda source: "" if source.unfetched(cache) else source.content_hash(cache)
     )
-    corpus = None if missing else _load(inputs, name, cache)
+    corpus = None if missing else _load(inputs, name, _code(data), cache)
     if corpus is not None:
         _check(data, corpus)
         tokens = corpus.train_tokens
@@ -76,7 +79,9 @@ def peek(data: Data, cache: Path) -> Peek:
 
 
 def prepare(data: Data, cache: Path, on_message: Callable[[str], None] | None = None) -> Corpus:
-    """The corpus, from `cache/tokens/<fingerprint>` or put there first. Any number of processes may call this at once.
+    """The corpus, from `cache/tokens/<fingerprint>` or put there first (again, where the code that makes it has changed).
+
+    Any number of processes may call this at once.
 
     A tokenizer that is trained is trained on training documents before curation: on those of `data.validation` where that
     is given, so that arms which are trained on something else share it.
@@ -90,20 +95,21 @@ def prepare(data: Data, cache: Path, on_message: Callable[[str], None] | None = 
         if what:
             say(f"fetching {what}")
     name, _ = _fingerprints(data, inputs, lambda source: source.content_hash(cache))
-    corpus = _load(inputs, name, cache)
+    code = _code(data)
+    corpus = _load(inputs, name, code, cache)
     if corpus is None:
         _training_bytes(data, inputs, cache)
         folder = _folder(cache, name)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _locked(FileLock(f"{folder}.lock"), lambda: say("waiting for another process to prepare the corpus")):
-            corpus = _load(inputs, name, cache)
+            corpus = _load(inputs, name, code, cache)
             if corpus is None:
                 say(f"preparing {', '.join(given.choice.name for given in inputs.training)} with {data.tokenizer.name}")
-                build(data, inputs, name, folder, cache)
+                build(data, inputs, name, code, folder, cache)
                 if fingerprint(data, cache) != name:
                     shutil.rmtree(folder)
                     raise UserError("the corpus changed while it was being prepared")
-                corpus = _load(inputs, name, cache)
+                corpus = _load(inputs, name, code, cache)
     assert corpus is not None
     _check(data, corpus)
     return corpus
@@ -131,9 +137,16 @@ def _folder(cache: Path, name: str) -> Path:
     return cache / "tokens" / name
 
 
-def _load(inputs: Inputs, name: str, cache: Path) -> Corpus | None:
+def _code(data: Data) -> str:
+    """Identity of the code that makes the tokens, which are made again where it has changed: a rule of curation, say."""
+    choices = [data.tokenizer, data.curation, *(entry.source for entry in (*data.sources, *data.validation))]
+    made = {(choice.variant.build.__module__, choice.variant.build.__qualname__) for choice in choices}
+    return code_fingerprint(sorted(made), MAKERS)
+
+
+def _load(inputs: Inputs, name: str, code: str, cache: Path) -> Corpus | None:
     weights = [[given.weight for given in side] for side in (inputs.training, inputs.held_out)]
-    return load(_folder(cache, name), name, *weights)
+    return load(_folder(cache, name), name, code, *weights)
 
 
 def _check(data: Data, corpus: Corpus) -> None:

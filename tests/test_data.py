@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import multiprocessing
@@ -15,12 +16,13 @@ import numpy as np
 import pytest
 
 from ablate import _preparation, tokens
+from ablate import fingerprint as code
 from ablate.corpus import Corpus, HeldOut, Part
 from ablate.data import fingerprint, peek, prepare
 from ablate.errors import UserError
 from ablate.recipe import Data
 from ablate.tokens import encode
-from ablate.variants import load_factors
+from ablate.variants import curation, load_factors
 
 SYNTHETIC = {"synthetic": {"size": 200_000}}
 WORDS = "alpha beta gamma delta epsilon zeta eta theta".split()
@@ -328,6 +330,33 @@ def test_a_prepared_corpus_is_loaded_and_not_made_again(tmp_path: Path) -> None:
     assert np.array_equal(first.tokens, second.tokens)
     assert second.vocab_size == 257
     assert second.tokens.max() <= 256
+
+
+def test_an_edit_of_what_makes_the_tokens_makes_them_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a trial with a new identity would be trained on what the old code made."""
+    source = jsonl(tmp_path / "a.jsonl", [document(i % 50) for i in range(100)])
+    whole = prepare(make(source), tmp_path).train_tokens
+    data = make(source, curation="deduplicated")
+    assert prepare(data, tmp_path).train_tokens < whole
+    read = ast.parse
+    edited = "def select(self, documents): return documents"
+
+    def with_edit(raw: bytes) -> ast.Module:
+        tree = read(raw)
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and node.name == "Deduplicated":
+                node.body = read(edited).body
+        return tree
+
+    monkeypatch.setattr(ast, "parse", with_edit)
+    monkeypatch.setattr(curation.Deduplicated, "select", lambda self, documents: documents)
+    code._module.cache_clear()
+    try:
+        assert peek(data, tmp_path).exact is False
+        assert prepare(data, tmp_path).train_tokens == whole
+        assert peek(make(source), tmp_path).exact, "the code of another rule is unchanged"
+    finally:
+        code._module.cache_clear()
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "foreign", "no manifest", "old format"])
