@@ -162,6 +162,7 @@ class Leaderboard:
                 )
             else:
                 notes.append("one seed per cell separates nothing, so all share a rank")
+        notes += _apart(cells)
         notes += _scale_of_loss(cells)
         if any(cell["failed"] for cell in cells):
             notes.append("n and the means are over finished trials only; the others are listed under failed")
@@ -235,6 +236,16 @@ def _aggregates(metrics: list[str], ranked_by: str) -> str:
             pairs = _first(f"list({{'seed': seed, 'value': {value}}}) @", ranked)
             parts.append(f"{pairs} AS by_seed")
     return ", ".join(parts)
+
+
+def _apart(cells: list[dict[str, Any]]) -> list[str]:
+    """That cells of one suite, scale and environment are ranked apart, because not all were evaluated on the same."""
+    if len({_group(cell) for cell in cells}) == len({_group(cell)[:-1] for cell in cells}):
+        return []
+    return [
+        "each evaluation_fingerprint is ranked by itself: where the held-out text or the tokenizer differs, losses per token do not "
+        "compare; val_bpb does across tokenizers of the same text"
+    ]
 
 
 def _scale_of_loss(cells: list[dict[str, Any]]) -> list[str]:

@@ -143,6 +143,17 @@ def test_arms_on_different_corpora_are_ranked_where_the_validation_slice_is_one(
     assert corpora["c"].tolist() == ["corpus-a", "corpus-b", "corpus-c"]
 
 
+def test_cells_with_another_tokenizer_are_ranked_apart_and_a_note_says_so(home: Path) -> None:
+    store = empty_store(home)
+    store.write_design(design(CELLS[:2], 1))
+    store.write_trial(record(CELLS[0], 0, evaluation="slice-a"))
+    assert not any("ranked by itself" in note for note in board(home).frame().attrs["notes"])
+    store.write_trial(record(CELLS[1], 0, evaluation="slice-b"))
+    frame = board(home).sort("val_loss").frame()
+    assert frame["rank"].tolist() == [1, 1]
+    assert any("each evaluation_fingerprint is ranked by itself" in note for note in frame.attrs["notes"])
+
+
 def test_records_of_the_first_version_are_grouped_by_their_corpus(home: Path) -> None:
     """They do not say what they were validated on, and are no reason to rank what may not compare."""
     store = empty_store(home)
