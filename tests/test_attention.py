@@ -292,6 +292,11 @@ def test_dropout_of_the_weights_keeps_their_mean_and_ends_with_training(window: 
     assert error.max() < 6
 
 
+def test_heads_of_an_odd_width_go_with_a_latent_that_rotates_a_part_of_its_own():
+    recipe = tiny(model__head_dim=7, model__position="rope", model__attention={"mla": {"rope_dim": 4}})
+    assert build(recipe, "cpu")(torch.zeros(1, 16, dtype=torch.long)).isfinite().all()
+
+
 @pytest.mark.parametrize(("heads", "scores"), COMBINATIONS, ids=str)
 def test_a_step_has_no_graph_break(heads: Any, scores: dict[str, Any]):
     model = build(tiny_with(heads, scores, model__n_layers=1), "cpu")

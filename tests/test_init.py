@@ -83,7 +83,9 @@ def test_heads_that_grow_with_the_model_are_scaled_from_the_base():
     assert grown.attention_scale == pytest.approx(2 / 8) and kept.attention_scale == pytest.approx(8**-0.5)
 
 
-@pytest.mark.parametrize("overrides", [{"optimizer": "adafactor"}, {"model__attention": "mla"}])
+@pytest.mark.parametrize(
+    "overrides", [{"optimizer": "adafactor"}, {"model__attention": "mla"}, {"model__position": "sinusoidal"}]
+)
 def test_mup_is_refused_where_its_rule_does_not_hold(overrides: dict):
     with pytest.raises(UserError, match=r"model\.init: mup"):
         tiny(model__init="mup", **overrides)

@@ -100,3 +100,5 @@ class MaximalUpdate(ScaledResidual):
             )
         if recipe.model.attention.name == "mla":
             raise UserError("mup has no rule for the latents of mla, whose widths do not grow with the model")
+        if recipe.model.position.name == "sinusoidal":
+            raise UserError("mup keeps embeddings at one scale, and sinusoidal positions multiply them by sqrt(dim)")

@@ -83,7 +83,7 @@ class Rope(Position):
 
     @staticmethod
     def check(recipe: Recipe, *, base: float) -> None:
-        if recipe.model.head_dim % 2:
+        if recipe.model.head_dim % 2 and recipe.model.attention.name != "mla":  # which rotates a part of its own
             raise UserError(f"rope rotates pairs, and a head of width {recipe.model.head_dim} is odd")
 
     def rotate(self, x: Tensor) -> Tensor:
