@@ -154,7 +154,7 @@ class Train(_Section):
     decay_skips: Annotated[
         Literal["nothing", "vectors", "vectors_and_embeddings"],
         _about(
-            "what weight decay leaves alone: norms and biases (vectors), embeddings too, or nothing", "arXiv:2005.14165"
+            "what weight decay leaves alone: norms and biases (vectors), embeddings too, or nothing", "arXiv:2501.00656"
         ),
     ] = "vectors_and_embeddings"
     z_loss: Annotated[
