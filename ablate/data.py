@@ -31,12 +31,14 @@ class Peek:
     """What is known of a corpus before it is prepared. `exact`: it is prepared already, the number is not estimated.
 
     Losses compare where `evaluation_fingerprint` is the same: that of the held-out text and of the tokenizer with what
-    it is trained on, whatever the model is trained on. `note` is set where something must be fetched first: the
-    fingerprints are then provisional, and nothing can be done with them yet.
+    it is trained on, whatever the model is trained on. Bits per byte compare across tokenizers too, where
+    `text_fingerprint` is the same: that of the held-out text alone. `note` is set where something must be fetched first:
+    the fingerprints are then provisional, and nothing can be done with them yet.
     """
 
     fingerprint: str
     evaluation_fingerprint: str
+    text_fingerprint: str
     train_tokens: int
     exact: bool
     note: str | None = None
@@ -63,7 +65,7 @@ def peek(data: Data, cache: Path) -> Peek:
     """
     inputs = Inputs.of(data)
     missing = dict.fromkeys(what for given in inputs.all if (what := given.source.unfetched(cache)))
-    name, evaluation = _fingerprints(
+    name, evaluation, text = _fingerprints(
         data, inputs, lambda source: "" if source.unfetched(cache) else source.content_hash(cache)
     )
     corpus = None if missing else _load(inputs, name, _code(data), cache)
@@ -73,8 +75,8 @@ def peek(data: Data, cache: Path) -> Peek:
     else:
         tokens = int(_training_bytes(data, inputs, cache) / data.tokenizer.build().bytes_per_token)
     return Peek(
-        fingerprint=name, evaluation_fingerprint=evaluation, train_tokens=tokens, exact=corpus is not None,
-        note=f"not fetched yet: {'; '.join(missing)}" if missing else None,
+        fingerprint=name, evaluation_fingerprint=evaluation, text_fingerprint=text, train_tokens=tokens,
+        exact=corpus is not None, note=f"not fetched yet: {'; '.join(missing)}" if missing else None,
     )  # fmt: skip
 
 
@@ -94,7 +96,7 @@ def prepare(data: Data, cache: Path, on_message: Callable[[str], None] | None = 
     for what in dict.fromkeys(given.source.unfetched(cache) for given in inputs.all):
         if what:
             say(f"fetching {what}")
-    name, _ = _fingerprints(data, inputs, lambda source: source.content_hash(cache))
+    name, *_ = _fingerprints(data, inputs, lambda source: source.content_hash(cache))
     code = _code(data)
     corpus = _load(inputs, name, code, cache)
     if corpus is None:
@@ -115,8 +117,8 @@ def prepare(data: Data, cache: Path, on_message: Callable[[str], None] | None = 
     return corpus
 
 
-def _fingerprints(data: Data, inputs: Inputs, content_hash: Callable[[Source], str]) -> tuple[str, str]:
-    """Of the corpus, and of what its losses are measured on and in."""
+def _fingerprints(data: Data, inputs: Inputs, content_hash: Callable[[Source], str]) -> tuple[str, str, str]:
+    """Of the corpus, of what its losses are measured on and in, and of the held-out text alone."""
 
     def described(given: Input) -> dict[str, object]:
         return {**_identity(given.choice), "weight": given.weight, "content": content_hash(given.source)}
@@ -125,7 +127,8 @@ def _fingerprints(data: Data, inputs: Inputs, content_hash: Callable[[Source], s
     held_out = training if inputs.held_out is inputs.training else [described(given) for given in inputs.held_out]
     tokenizer = {**_identity(data.tokenizer), "content": data.tokenizer.build().content_hash()}
     evaluation = {"format": FORMAT, "held_out": held_out, "tokenizer": tokenizer}
-    return digest({**evaluation, "training": training, "curation": _identity(data.curation)}), digest(evaluation)
+    everything = {**evaluation, "training": training, "curation": _identity(data.curation)}
+    return digest(everything), digest(evaluation), digest({"format": FORMAT, "held_out": held_out})
 
 
 def _identity(choice: Choice) -> dict[str, object]:

@@ -38,6 +38,7 @@ class Row:
     status: str | None
     corpus_fingerprint: str
     evaluation_fingerprint: str
+    text_fingerprint: str
     code_fingerprint: str
     parameters: int
     flops_per_token: int
@@ -76,7 +77,7 @@ class Plan:
                 trial_id=row.trial_id, cell_id=row.cell_id, label=row.trial.label, suite=self.design.suite.name,
                 scale=self.design.scale, seed=row.trial.seed, recipe=row.trial.recipe.to_dict(), levels=dict(row.trial.levels),
                 corpus_fingerprint=row.corpus_fingerprint, evaluation_fingerprint=row.evaluation_fingerprint,
-                code_fingerprint=row.code_fingerprint, shape=shape(row.trial.recipe),
+                text_fingerprint=row.text_fingerprint, code_fingerprint=row.code_fingerprint, shape=shape(row.trial.recipe),
                 estimated_seconds=row.seconds, purpose="primary", git_revision=revision, git_dirty=dirty,
                 finished_before=self.finished_before[row.trial_id], ablate_version=__version__,
             )
@@ -137,7 +138,8 @@ def make_plan(
         rows.append(
             Row(
                 trial=trial, trial_id=i.trial_id, cell_id=i.cell_id, status=statuses.get(i.trial_id), tokens=trial.recipe.tokens,
-                corpus_fingerprint=i.corpus, evaluation_fingerprint=i.evaluation, code_fingerprint=i.code,
+                corpus_fingerprint=i.corpus, evaluation_fingerprint=i.evaluation, text_fingerprint=i.text,
+                code_fingerprint=i.code,
                 parameters=i.parameters, flops_per_token=i.flops, memory_gib=i.memory / 2**30,
                 epochs=trial.recipe.tokens / trial.recipe.fresh_tokens(i.corpus_tokens),
                 seconds=speed(i, trial.recipe) if speed and i.trial_id in pending else 0.0,
@@ -165,6 +167,7 @@ class _Identity:
     cell_id: str
     corpus: str
     evaluation: str
+    text: str
     code: str
     corpus_tokens: int
     corpus_exact: bool
@@ -201,7 +204,7 @@ class _Identities:
         )
         return _Identity(
             recipe.trial_id(peek.fingerprint, code), recipe.cell_id(peek.fingerprint, code), peek.fingerprint,
-            peek.evaluation_fingerprint, code, peek.train_tokens, peek.exact, peek.note, parameters, flops,
+            peek.evaluation_fingerprint, peek.text_fingerprint, code, peek.train_tokens, peek.exact, peek.note, parameters, flops,
             measure.estimated_memory(recipe, parameters),
         )  # fmt: skip
 

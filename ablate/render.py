@@ -111,8 +111,8 @@ def summary(made: Plan) -> str:
 def plan_data(made: Plan) -> dict[str, Any]:
     """A plan for programs: one object per trial."""
     pending = {row.trial_id for row in made.pending}
-    names = ("trial_id", "cell_id", "status", "corpus_fingerprint", "evaluation_fingerprint", "code_fingerprint",
-             "parameters", "flops_per_token", "tokens", "epochs", "seconds", "memory_gib")  # fmt: skip
+    names = ("trial_id", "cell_id", "status", "corpus_fingerprint", "evaluation_fingerprint", "text_fingerprint",
+             "code_fingerprint", "parameters", "flops_per_token", "tokens", "epochs", "seconds", "memory_gib")  # fmt: skip
     return {
         "suite": made.design.suite.name,
         "scale": made.design.scale,

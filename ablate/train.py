@@ -189,6 +189,7 @@ class _Run:
             "flops_per_token": flops,
             "kv_cache_bytes_per_token": measure.kv_cache_bytes_per_token(self.model),
             "unigram_entropy": slice_.unigram_entropy,
+            "validation_bytes": slice_.bytes,
         }
         if slice_.loss_floor is not None:
             metrics["loss_floor"] = slice_.loss_floor

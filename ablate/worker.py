@@ -49,6 +49,7 @@ class Job:
     levels: dict[str, str]
     corpus_fingerprint: str
     evaluation_fingerprint: str
+    text_fingerprint: str
     code_fingerprint: str
     shape: str
     estimated_seconds: float | None
@@ -188,7 +189,7 @@ def make_record(
         record_id=new_record_id(), trial_id=job.trial_id, cell_id=job.cell_id, purpose=job.purpose, suite=job.suite,
         environment_id=environment_id(environment), environment=environment, status=status, cause=cause, scale=job.scale,
         seed=job.seed, recipe=job.recipe, corpus_fingerprint=job.corpus_fingerprint,
-        evaluation_fingerprint=job.evaluation_fingerprint, code_fingerprint=job.code_fingerprint,
+        evaluation_fingerprint=job.evaluation_fingerprint, text_fingerprint=job.text_fingerprint, code_fingerprint=job.code_fingerprint,
         git_revision=job.git_revision, git_dirty=job.git_dirty, ablate_version=job.ablate_version, exclusive=exclusive,
         started_at=started or now, finished_at=now, metrics=metrics or {}, context={"levels": job.levels},
     )  # fmt: skip

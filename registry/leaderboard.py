@@ -6,6 +6,7 @@ import difflib
 import json
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -24,7 +25,9 @@ from .store import Store
 __all__ = ["Leaderboard", "QueryError", "RegistryEmpty", "query"]
 
 _GROUP = ("suite", "scale", "environment_id", "evaluation_fingerprint")
-_CELL = (*_GROUP, "cell_id", "cell")
+_CELL = (*_GROUP, "text_fingerprint", "cell_id", "cell")
+SAME_TEXT = 0.02
+"""By which share of its bytes the evaluated text of two cells may differ: the last sequence ends elsewhere with each tokenizer."""
 _SHOWN = ("val_loss", "val_bpb", "tokens_per_second", "mfu", "peak_memory_gib", "parameters")
 _ENDS = ("failed", "exclusive", "device", "environment_id", "evaluation_fingerprint", "cell_id")
 _BOARD = """
@@ -118,10 +121,11 @@ class Leaderboard:
         better = METRICS[self._metric].better if self._metric in METRICS else "none"
         descending = better == "higher" if self._descending is None else self._descending
         measured = self._metric in METRICS and METRICS[self._metric].kind in ("speed", "memory")
+        group = _grouping(cells, self._metric)
         cells.sort(key=lambda cell: (
-            *_group(cell), measured and not cell["exclusive"], *_order(cell[self._metric], descending), cell["cell"]
+            *group(cell), measured and not cell["exclusive"], *_order(cell[self._metric], descending), cell["cell"]
         ))  # fmt: skip
-        for _, same in groupby(cells, _group):
+        for _, same in groupby(cells, group):
             _rank(list(same), better)
         levels = [json.loads(cell["levels"]) for cell in cells]
         names = _factor_names(levels, {*cells[0], "rank"})
@@ -162,7 +166,7 @@ class Leaderboard:
                 )
             else:
                 notes.append("one seed per cell separates nothing, so all share a rank")
-        notes += _apart(cells)
+        notes += _apart(cells, self._metric)
         notes += _scale_of_loss(cells)
         if any(cell["failed"] for cell in cells):
             notes.append("n and the means are over finished trials only; the others are listed under failed")
@@ -238,13 +242,21 @@ def _aggregates(metrics: list[str], ranked_by: str) -> str:
     return ", ".join(parts)
 
 
-def _apart(cells: list[dict[str, Any]]) -> list[str]:
+def _apart(cells: list[dict[str, Any]], metric: str) -> list[str]:
     """That cells of one suite, scale and environment are ranked apart, because not all were evaluated on the same."""
-    if len({_group(cell) for cell in cells}) == len({_group(cell)[:-1] for cell in cells}):
+    groups = {_grouping(cells, metric)(cell) for cell in cells}
+    if len(groups) == len({group[:-1] for group in groups}):
         return []
+    if metric == "val_bpb":
+        sizes = {cell["validation_bytes"] for cell in cells if cell["validation_bytes"]}
+        seen = (
+            f": evaluated on {min(sizes):,.0f} to {max(sizes):,.0f} bytes; more evaluation.tokens bring them together"
+            if len(sizes) > 1
+            else ""
+        )
+        return [f"cells are ranked apart where they do not share the whole held-out text{seen}"]
     return [
-        "each evaluation_fingerprint is ranked by itself: where the held-out text or the tokenizer differs, losses per token do not "
-        "compare; val_bpb does across tokenizers of the same text"
+        "cells are ranked apart where held-out text or tokenizer differ; bits per byte compare across tokenizers: sort by val_bpb"
     ]
 
 
@@ -274,6 +286,24 @@ def _rank(cells: list[dict[str, Any]], better: str) -> None:
 
 def _group(cell: dict[str, Any]) -> tuple[str, ...]:
     return tuple(cell[name] for name in _GROUP)
+
+
+def _grouping(cells: list[dict[str, Any]], metric: str) -> Callable[[dict[str, Any]], tuple[str, ...]]:
+    """What tells cells apart that do not compare: suite, scale, environment, and what they were evaluated on.
+
+    For bits per byte that is the held-out text, whatever the tokenizer, where all saw as much of it: a slice of so many tokens is
+    another amount of text to each tokenizer, unless it is all that there is.
+    """
+    sizes: dict[tuple[str, ...], list[float]] = {}
+    for cell in cells:
+        sizes.setdefault(_text(cell), []).append(cell["validation_bytes"])
+    known = {text: [size for size in found if size is not None] for text, found in sizes.items()}
+    whole = {text for text, found in known.items() if found and max(found) <= (1 + SAME_TEXT) * min(found)}
+    return lambda cell: _text(cell) if metric == "val_bpb" and _text(cell) in whole else _group(cell)
+
+
+def _text(cell: dict[str, Any]) -> tuple[str, ...]:
+    return (*_group(cell)[:-1], cell["text_fingerprint"])
 
 
 def _order(value: float | None, descending: bool) -> tuple[bool, float]:

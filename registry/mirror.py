@@ -22,7 +22,7 @@ from .locks import FileLock
 from .record import METRICS, DesignRecord, TrialRecord
 from .store import Store
 
-VERSION = "2"
+VERSION = "3"
 FULL_SYNC = timedelta(days=1)
 """How often a store that cannot list its run ids cheaply is read as a whole, which is how deletions there are
 noticed."""
@@ -32,6 +32,7 @@ _TRIAL_TEXT = (
     *(
         "corpus_fingerprint",
         "evaluation_fingerprint",
+        "text_fingerprint",
         "code_fingerprint",
         "git_revision",
         "ablate_version",

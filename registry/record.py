@@ -11,7 +11,7 @@ import uuid
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 Status = Literal["finished", "diverged", "out_of_memory", "timeout", "crashed", "killed"]
 Purpose = Literal["primary", "verify", "speed", "check"]
@@ -48,6 +48,7 @@ METRICS: dict[str, Metric] = {
         "nats/token", "none", "Standard error of val_loss over the sequences of the validation slice."
     ),
     "val_bpb": Metric("bits/byte", "lower", "val_loss per byte of text: the one to compare across tokenizers."),
+    "validation_bytes": Metric("bytes", "none", "UTF-8 bytes of the validation slice.", "size"),
     "train_loss": Metric("nats/token", "lower", "Mean training loss over the last twentieth of the steps."),
     "unigram_entropy": Metric("nats/token", "none", "Entropy of the token frequencies of the validation slice."),
     "entropy_rate": Metric(
@@ -133,11 +134,17 @@ class _Json:
 
 
 def _of_today(data: dict[str, Any]) -> dict[str, Any]:
-    """A record of version 1 in today's schema: what was validated on is known there by the training corpus alone."""
-    if data.get("schema_version") != 1:
+    """A record of an earlier version in today's schema: what was validated on is known by the training corpus alone in
+    version 1, with its tokenizer alone in version 2."""
+    version = data.get("schema_version")
+    if version not in (1, 2):
         return data
-    added = {"evaluation_fingerprint": data["corpus_fingerprint"]} if "corpus_fingerprint" in data else {}
-    return data | added | {"schema_version": SCHEMA_VERSION}
+    data = data | {"schema_version": SCHEMA_VERSION}
+    if version == 1 and "corpus_fingerprint" in data:
+        data["evaluation_fingerprint"] = data["corpus_fingerprint"]
+    if "evaluation_fingerprint" in data:
+        data["text_fingerprint"] = data["evaluation_fingerprint"]
+    return data
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,8 +153,8 @@ class TrialRecord(_Json):
 
     `trial_id` says what was trained (recipe, seed, corpus, code), `cell_id` the same without the seed,
     `environment_id` on what, `record_id` which attempt. Losses compare where `evaluation_fingerprint` is the same: the
-    held-out text and the tokenizer. `recipe`, `environment` and `context` are plain JSON
-    objects; `metrics` maps names of `METRICS` (others are allowed) to finite numbers; `curves` maps a metric
+    held-out text and the tokenizer; bits per byte where `text_fingerprint` is: the text alone. `recipe`, `environment` and
+    `context` are plain JSON objects; `metrics` maps names of `METRICS` (others are allowed) to finite numbers; `curves` maps a metric
     to `[step, tokens, value]` points.
     """
 
@@ -164,6 +171,7 @@ class TrialRecord(_Json):
     recipe: dict[str, Any]
     corpus_fingerprint: str
     evaluation_fingerprint: str
+    text_fingerprint: str
     code_fingerprint: str
     environment: dict[str, Any]
     git_revision: str = ""
@@ -180,7 +188,8 @@ class TrialRecord(_Json):
 
     def __post_init__(self) -> None:
         for name in ("record_id", "trial_id", "cell_id", "environment_id", "suite", "scale", "corpus_fingerprint",
-                     "evaluation_fingerprint", "code_fingerprint", "ablate_version", "started_at", "finished_at"):  # fmt: skip
+                     "evaluation_fingerprint", "text_fingerprint", "code_fingerprint", "ablate_version", "started_at",
+                     "finished_at"):  # fmt: skip
             value = getattr(self, name)
             _check(isinstance(value, str) and value != "", f"{name}: expected a non-empty string, not {value!r}")
         _check(

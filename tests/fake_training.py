@@ -19,7 +19,8 @@ def job(seed: int = 0, *, finished_before: int = 0, shape: str = "", **recipe: A
     """A job whose `recipe` says how `train` behaves: `seconds`, `gate` (a file to wait for), `raises`, `prints`, `dies`, `hangs`."""
     return Job(
         trial_id=f"{seed:016x}", cell_id="c" * 16, label="fake", suite="fake", scale="nano", seed=seed, recipe=recipe,
-        levels={"model.norm": "fake"}, corpus_fingerprint="d" * 16, evaluation_fingerprint="f" * 16, code_fingerprint="e" * 16, shape=shape,
+        levels={"model.norm": "fake"}, corpus_fingerprint="d" * 16, evaluation_fingerprint="f" * 16, text_fingerprint="a" * 16,
+        code_fingerprint="e" * 16, shape=shape,
         estimated_seconds=1.0, purpose="primary", git_revision="", git_dirty=False, finished_before=finished_before,
         ablate_version="0",
     )  # fmt: skip

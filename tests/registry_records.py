@@ -49,6 +49,7 @@ def record(
     curve: int = 5,
     corpus: str = "corpus-a",
     evaluation: str = "slice-a",
+    text: str = "text-a",
     metrics: dict[str, float] | None = None,
     **fields: Any,
 ) -> TrialRecord:
@@ -72,6 +73,7 @@ def record(
         "recipe": recipe(levels.get("model.attention", "mha"), levels.get("norm", "layernorm")),
         "corpus_fingerprint": corpus,
         "evaluation_fingerprint": evaluation,
+        "text_fingerprint": text,
         "code_fingerprint": "code-1",
         "environment": {"device": "cpu", "torch": "2.13.0", "threads": 1},
         "git_revision": "0123456789abcdef",

@@ -238,6 +238,14 @@ def test_arms_compare_where_the_slice_and_the_tokenizer_are_the_same(tmp_path: P
     assert found[2] == found[6]
 
 
+def test_the_text_that_bits_per_byte_are_of_is_the_same_whatever_the_tokenizer(tmp_path: Path) -> None:
+    a, b = jsonl(tmp_path / "a.jsonl", [document(i) for i in range(300)]), other(tmp_path / "b.jsonl")
+    same = [make(b), make(b, tokenizer="characters"), make(a, tokenizer={"bpe": {"vocab_size": 300}}, validation=[b])]
+    assert len({peek(data, tmp_path).text_fingerprint for data in same}) == 1
+    assert len({peek(data, tmp_path).evaluation_fingerprint for data in same}) == 3
+    assert peek(make(a), tmp_path).text_fingerprint != peek(make(b), tmp_path).text_fingerprint
+
+
 def test_arms_that_compare_share_a_trained_tokenizer(tmp_path: Path) -> None:
     """Though they are trained on other sources, one of which holds out what the others train on."""
     tokenizer = {"bpe": {"vocab_size": 400}}

@@ -143,15 +143,28 @@ def test_arms_on_different_corpora_are_ranked_where_the_validation_slice_is_one(
     assert corpora["c"].tolist() == ["corpus-a", "corpus-b", "corpus-c"]
 
 
-def test_cells_with_another_tokenizer_are_ranked_apart_and_a_note_says_so(home: Path) -> None:
+@pytest.mark.parametrize(
+    ("metric", "text", "size", "ranks"),
+    [
+        ("val_loss", "text-a", 1000, [1, 1]),
+        ("val_bpb", "text-a", 1019, [1, 2]),
+        ("val_bpb", "text-a", 1021, [1, 1]),
+        ("val_bpb", "text-b", 1000, [1, 1]),
+    ],
+    ids=["nats per token", "bits per byte", "of more of the text", "of another text"],
+)
+def test_tokenizers_are_ranked_together_only_by_bits_per_byte_of_the_same_text(
+    metric: str, text: str, size: int, ranks: list[int], home: Path
+) -> None:
     store = empty_store(home)
-    store.write_design(design(CELLS[:2], 1))
-    store.write_trial(record(CELLS[0], 0, evaluation="slice-a"))
-    assert not any("ranked by itself" in note for note in board(home).frame().attrs["notes"])
-    store.write_trial(record(CELLS[1], 0, evaluation="slice-b"))
-    frame = board(home).sort("val_loss").frame()
-    assert frame["rank"].tolist() == [1, 1]
-    assert any("each evaluation_fingerprint is ranked by itself" in note for note in frame.attrs["notes"])
+    store.write_design(design(CELLS[:2], 4))
+    for seed in range(4):
+        store.write_trial(record(CELLS[0], seed, loss=3 + seed / 100, metrics={"validation_bytes": 1000}))
+        other = {"validation_bytes": size}
+        store.write_trial(record(CELLS[1], seed, loss=4 + seed / 90, evaluation="slice-b", text=text, metrics=other))
+    frame = board(home).sort(metric).frame()
+    assert frame["rank"].tolist() == ranks
+    assert any("ranked apart" in note for note in frame.attrs["notes"]) == (ranks == [1, 1])
 
 
 def test_records_of_the_first_version_are_grouped_by_their_corpus(home: Path) -> None:
@@ -161,7 +174,7 @@ def test_records_of_the_first_version_are_grouped_by_their_corpus(home: Path) ->
     store.write_design(design(cells, 1))
     for levels, corpus in zip(cells, ("corpus-a", "corpus-b"), strict=True):
         old = record(levels, 0, corpus="corpus-a", corpus_fingerprint=corpus).to_dict() | {"schema_version": 1}
-        del old["evaluation_fingerprint"], old["curves"]
+        del old["evaluation_fingerprint"], old["text_fingerprint"], old["curves"]
         tags = {"ablate.record": json.dumps(old), "ablate.chunks": "1", "ablate.schema": "1"}
         run = store.write_trial(record(levels, 0))
         for name, value in tags.items():

@@ -170,14 +170,18 @@ def test_what_cannot_be_a_record_is_set_aside(home: Path) -> None:
     assert sorted(path.name for path in (spool.folder / "damaged").iterdir()) == ["deep.json", "folder.json"]
 
 
-def test_records_of_the_first_version_are_read_and_of_a_later_one_refused() -> None:
+def test_records_of_earlier_versions_are_read_and_of_a_later_one_refused() -> None:
     trial, plan = record(), design([{"model.attention": "mha"}])
     old = trial.to_dict() | {"schema_version": 1}
+    del old["text_fingerprint"]
+    second = TrialRecord.from_dict(old | {"schema_version": 2}).to_dict()
+    assert second == trial.to_dict() | {"text_fingerprint": "slice-a"}
     del old["evaluation_fingerprint"]
-    assert TrialRecord.from_dict(old).to_dict() == trial.to_dict() | {"evaluation_fingerprint": "corpus-a"}
+    first = TrialRecord.from_dict(old).to_dict()
+    assert first == trial.to_dict() | dict.fromkeys(("evaluation_fingerprint", "text_fingerprint"), "corpus-a")
     assert DesignRecord.from_dict(plan.to_dict() | {"schema_version": 1}) == plan
     for kind, data in ((TrialRecord, trial.to_dict()), (DesignRecord, plan.to_dict())):
-        with pytest.raises(RecordError, match="schema_version: 3 is not 2"):
-            kind.from_dict(data | {"schema_version": 3})
+        with pytest.raises(RecordError, match="schema_version: 4 is not 3"):
+            kind.from_dict(data | {"schema_version": 4})
     with pytest.raises(RecordError, match="evaluation_fingerprint"):
-        TrialRecord.from_dict(old | {"schema_version": 2})
+        TrialRecord.from_dict(old | {"schema_version": 3})
