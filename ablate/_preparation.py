@@ -88,7 +88,7 @@ def build(data: Data, inputs: Inputs, name: str, code: str, folder: Path, cache:
         with (partial / "train.tokens").open("wb") as file:
             for given in inputs.training:
                 before = file.tell()
-                fresh = (d for d in given.documents("train", cache) if text_key(d.text) not in held_out)
+                fresh = (d for d in given.documents("train", cache) if not held_out.overlaps(d))
                 for texts in _batches(curation.select(fresh)):
                     encode(encoder, texts).astype(dtype).tofile(file)
                 sizes.append((file.tell() - before) // np.dtype(dtype).itemsize)
@@ -108,19 +108,42 @@ def build(data: Data, inputs: Inputs, name: str, code: str, folder: Path, cache:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _survey(inputs: Inputs, cache: Path) -> tuple[set[bytes], list[str]]:
-    """The keys of all texts that any source holds out; and what a tokenizer is trained on: by weight, training documents
-    of the sources that the validation slice is from."""
-    held_out = {text_key(d.text) for given in inputs.held_out for d in given.documents("validation", cache)}
+class _HeldOut:
+    """All texts that any source holds out, whole or as a part of one."""
+
+    def __init__(self) -> None:
+        self._texts: set[bytes] = set()
+        self._cut: set[bytes] = set()
+
+    def add(self, documents: Iterable[Document]) -> None:
+        for document in documents:
+            self._texts.add(text_key(document.text))
+            if document.whole is not None:
+                self._cut.add(text_key(document.whole))
+
+    def overlaps(self, document: Document) -> bool:
+        """Whether a training document is a held-out text, has one cut from it, or was cut from one."""
+        key = text_key(document.text)
+        part_of_one = document.whole is not None and text_key(document.whole) in self._texts
+        return key in self._texts or key in self._cut or part_of_one
+
+
+def _survey(inputs: Inputs, cache: Path) -> tuple[_HeldOut, list[str]]:
+    """What any source holds out; and what a tokenizer is trained on: by weight, training documents of the sources that
+    the validation slice is from."""
+    held_out = _HeldOut()
+    for given in inputs.held_out:
+        held_out.add(given.documents("validation", cache))
     sample: list[str] = []
     for given in inputs.held_out:
         room = int(TOKENIZER_SAMPLE * given.weight)
         for document in given.documents("train", cache):
-            if room > 0 and text_key(document.text) not in held_out:
+            if room > 0 and not held_out.overlaps(document):
                 sample.append(document.text[:room])
                 room -= len(sample[-1])
     if inputs.training is not inputs.held_out:
-        held_out |= {text_key(d.text) for given in inputs.training for d in given.documents("validation", cache)}
+        for given in inputs.training:
+            held_out.add(given.documents("validation", cache))
     return held_out, sample
 
 

@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ablate.data import prepare
 from ablate.errors import UserError
+from ablate.recipe import Data
 from ablate.variants import load_factors
 from ablate.variants._documents import Document, Source, fraction, split_documents
 
@@ -168,6 +170,24 @@ def test_what_is_held_out_does_not_depend_on_the_other_documents(tmp_path: Path)
 def test_validation_files_are_held_out_instead(tmp_path: Path) -> None:
     a, b = jsonl(tmp_path / "a.jsonl", TEXTS[:50]), parquet(tmp_path / "b.parquet", TEXTS[50:60])
     assert split(list(files(a, validation_paths=str(b)).documents(tmp_path))) == (TEXTS[:50], TEXTS[50:60])
+
+
+def test_of_a_text_that_is_cut_by_position_nothing_held_out_is_trained_on_through_another_source(
+    tmp_path: Path,
+) -> None:
+    """A file is cut where it is alone, and on one side as a whole where it is among others."""
+    paths = [str(tmp_path / f"{i}.txt") for i in range(3)]
+    for path in paths:
+        Path(path).write_text(" ".join(f"{Path(path).name}:{i}" for i in range(300)))
+    alone, among = ({"source": {"files": {"paths": chosen}}} for chosen in (paths[:1], paths))
+    rest = {"source": {"files": {"paths": paths[1:]}}}
+    for training, validation in (([among], [alone]), ([alone, among], []), ([alone, rest], [among])):
+        data = {"sources": training, "validation": validation, "curation": "none", "tokenizer": "bytes", "seq_len": 8}
+        corpus = prepare(Data.model_validate(data), tmp_path / "cache")
+        arrays = (corpus.tokens, *(part.tokens for part in corpus.held_out))
+        trained, *held_out = ({*bytes(tokens[tokens < 256].tolist()).decode().split()} for tokens in arrays)
+        assert trained
+        assert len(trained.intersection(set().union(*held_out))) <= 1, "more than a word that the cut splits"
 
 
 def test_rows_without_text_are_left_out(tmp_path: Path) -> None:

@@ -16,11 +16,12 @@ HELD_OUT = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text and the side it is on. `key` names it within its source."""
+    """One text and the side it is on. `key` names it within its source; `whole` is what it was cut from, if it was."""
 
     key: str
     text: str
     split: Literal["train", "validation"]
+    whole: str | None = None
 
 
 class Source(ABC):
@@ -106,5 +107,5 @@ def _divided(documents: list[Document]) -> Iterator[Document]:
         yield from (replace(d, split=other) if d.text == nearest else d for d in documents)
     else:
         cut = len(nearest) - int(len(nearest) * HELD_OUT)
-        yield Document(documents[0].key, nearest[:cut], "train")
-        yield Document(documents[0].key, nearest[cut:], "validation")
+        yield Document(documents[0].key, nearest[:cut], "train", nearest)
+        yield Document(documents[0].key, nearest[cut:], "validation", nearest)
