@@ -21,8 +21,8 @@ pytestmark = [
 @pytest.mark.parametrize("variant", OF_A_STEP, ids=name)
 def test_compiles_and_trains_as_it_does_eager(variant: Variant, masking: bool):
     sizes = {"model__dim": 128, "data__seq_len": 160, "data__document_masking": masking}
-    if variant.factor != "precision":
-        sizes["train__precision"] = "fp32"
+    sizes |= {"model__norm": "rmsnorm"} if variant.factor != "norm" else {}
+    sizes |= {"train__precision": "fp32"} if variant.factor != "precision" else {}
     recipe = recipe_with(variant, **sizes)
     windows = torch.randint(0, 257, (8, 161), device="cuda")
     found = {}

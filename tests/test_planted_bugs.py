@@ -215,7 +215,7 @@ BUGS = {
         "step.py", "objective.mean() / accumulation)", "objective.mean())",
         "test_train.py::test_any_split_into_micro_batches_gives_the_same_gradient"),
     "bf16 parameters: the model never hears of an update": Bug(
-        "step.py", "            torch._foreach_copy_(self.parameters, self.updated)\n", "            pass\n",
+        "step.py", "            torch._foreach_copy_(list[Tensor](self.parameters), list[Tensor](self.updated))\n", "            pass\n",
         "test_step.py::test_a_bf16_model_is_updated_through_fp32_copies"),
     "bf16: no autocast": Bug(
         "step.py", "enabled=dtype is not None", "enabled=False", "test_step.py::test_products_are_in_the_recipes_format"),

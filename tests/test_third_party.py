@@ -121,7 +121,9 @@ def test_they_are_listed_and_checked_and_their_code_is_in_the_identity(ablate, p
     assert "The mean of all values so far, without keys or queries." in ablate("variants", "attention").stdout
     assert "their paper" in ablate("variants", "norm").stdout
     refused = ablate("plan", "theirs.yaml", "--set", "model.position=rope", code=2).stderr
-    assert refused.endswith("theirs.yaml:10: factors.model.attention[1]: average attention has nothing to rotate\n")
+    assert refused.endswith(
+        "theirs.yaml:10: factors.model.attention[1]: average attention has nothing to rotate (with --set model.position)\n"
+    )
 
     before = ids(ablate)
     layers, helpers = package / "their_layers/layers.py", package / "their_layers/helpers.py"
