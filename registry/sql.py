@@ -110,6 +110,7 @@ class Sandbox:
                 return answer()
         finally:
             timer.cancel()
+            timer.join()  # it holds the connection, which must not outlive the interpreter
 
 
 def column_names(columns: list[str]) -> dict[str, str]:
@@ -154,7 +155,8 @@ def exploded(designs: pa.Table, trials: pa.Table) -> pa.Table:
             "trial_id": trial["trial_id"],
             "cell_id": trial["cell_id"],
             "seed": trial["seed"],
-            "cell": " · ".join(trial["levels"].values()) or "base",
+            "kind": record.kind,
+            "cell": _label(record, trial["levels"]),
             "levels": json.dumps(trial["levels"], ensure_ascii=False),
         }
         for record in records
@@ -162,8 +164,28 @@ def exploded(designs: pa.Table, trials: pa.Table) -> pa.Table:
     ]
     text, number, flag = pa.string(), pa.int64(), pa.bool_()
     fields = [(name, text) for name in ("suite", "scale", "design_id", "created_at")] + [("latest", flag)]
-    fields += [("trial_id", text), ("cell_id", text), ("seed", number), ("cell", text), ("levels", text)]
+    fields += [
+        ("trial_id", text),
+        ("cell_id", text),
+        ("seed", number),
+        ("kind", text),
+        ("cell", text),
+        ("levels", text),
+    ]
     return pa.Table.from_pylist(rows, pa.schema(fields))
+
+
+def _label(design: DesignRecord, levels: dict[str, str]) -> str:
+    """What to call a cell: its levels; where factors vary one at a time, how it departs from the baseline."""
+    if design.kind == "full":
+        return " · ".join(levels.values()) or "base"
+    last = [factor.rpartition(".")[2] for factor in levels]
+    names = [short if last.count(short) == 1 else factor for factor, short in zip(levels, last, strict=True)]
+    changes = [
+        f"{name}={label}" for name, (factor, label) in zip(names, levels.items(), strict=True)
+        if label != design.baseline[factor]
+    ]  # fmt: skip
+    return " + ".join(changes) or "baseline"
 
 
 @contextmanager
