@@ -25,13 +25,13 @@ from .store import Store
 __all__ = ["Leaderboard", "QueryError", "RegistryEmpty", "query"]
 
 _GROUP = ("suite", "scale", "environment_id", "evaluation_fingerprint")
-_CELL = (*_GROUP, "text_fingerprint", "cell_id", "cell")
+_CELL = (*_GROUP, "text_fingerprint", "cell_id", "kind", "cell")
 SAME_TEXT = 0.02
 """By which share of its bytes the evaluated text of two cells may differ: the last sequence ends elsewhere with each tokenizer."""
 _SHOWN = ("val_loss", "val_bpb", "tokens_per_second", "mfu", "peak_memory_gib", "parameters")
 _ENDS = ("failed", "exclusive", "device", "environment_id", "evaluation_fingerprint", "cell_id")
 _BOARD = """
-    SELECT trials.* REPLACE (designs.suite AS suite, designs.scale AS scale), designs.cell, designs.levels
+    SELECT trials.* REPLACE (designs.suite AS suite, designs.scale AS scale), designs.kind, designs.cell, designs.levels
     FROM designs JOIN trials USING (trial_id)
     WHERE designs.latest AND (trials.counts OR trials.purpose = 'speed' AND trials.status = 'finished')
 """
@@ -84,12 +84,12 @@ class Leaderboard:
     def frame(self) -> pd.DataFrame:
         """One row per cell and environment, best first.
 
-        Columns: `rank`; `suite` and `scale`; a column per factor; `n` finished seeds; the mean of each metric, for
-        val_loss and the metric sorted by with `<metric>_sd` over seeds and `<metric>_sem`, the standard error of the
+        Columns: `rank`; `suite` and `scale`; `cell`, its name; a column per factor; `n` finished seeds; the mean of
+        each metric, for val_loss and the metric sorted by with `<metric>_sd` over seeds and `<metric>_sem`, the standard error of the
         mean; `failed`, the other outcomes; and what identifies the row. Speed and memory come from records that had
         the device to themselves (those of the pass for speed, where there was one). Where there are none, they come from
         the others, `exclusive` is false, and the row has no rank by them.
-        `frame.attrs["notes"]` lists what a reader must know. Raises like `trials`.
+        `frame.attrs["notes"]` lists what a reader must know, `named` the columns that name a cell to a reader. Raises like `trials`.
         """
         mirror = self._mirror()
         cells, factors = self._cells(mirror)
@@ -97,9 +97,10 @@ class Leaderboard:
         spread = {f"{metric}_{what}" for metric in ("val_loss", self._metric) for what in ("sd", "sem")}
         metrics = [name for metric in shown for name in (metric, f"{metric}_sd", f"{metric}_sem")]
         metrics = [name for name in metrics if name in shown or name in spread]
-        frame = pd.DataFrame(cells, columns=["rank", "suite", "scale", *factors, "n", *metrics, *_ENDS])
+        frame = pd.DataFrame(cells, columns=["rank", "suite", "scale", "cell", *factors, "n", *metrics, *_ENDS])
         frame = frame.astype({"rank": "Int64", **dict.fromkeys(metrics, float)})
-        frame.attrs = {"notes": self._notes(mirror, cells), "factors": factors, "metric": self._metric}
+        named = factors if any(cell["kind"] == "full" for cell in cells) else ["cell"]
+        frame.attrs = {"notes": self._notes(mirror, cells), "factors": factors, "named": named, "metric": self._metric}
         return frame
 
     @property

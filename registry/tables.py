@@ -55,7 +55,11 @@ def render(frame: pd.DataFrame, format: str, console: Console | None = None, not
     if format == "csv":
         out.write(_csv(columns))
         return
-    context, columns = _brief(columns) if "metric" in frame.attrs else ("", columns)
+    if "metric" in frame.attrs:
+        unnamed = {"cell", *frame.attrs["factors"]}.difference(frame.attrs["named"])
+        context, columns = _brief({name: values for name, values in columns.items() if name not in unnamed})
+    else:
+        context = ""
     numeric = [name in METRICS or _numbers(values) for name, values in columns.items()]
     cells = [[_shown(value) for value in row] for row in zip(*columns.values(), strict=True)]
     if format == "table":

@@ -143,6 +143,26 @@ def test_arms_on_different_corpora_are_ranked_where_the_validation_slice_is_one(
     assert corpora["c"].tolist() == ["corpus-a", "corpus-b", "corpus-c"]
 
 
+def test_where_one_choice_is_taken_back_a_table_says_which(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from registry.tables import render
+
+    store = empty_store(home)
+    cells = [
+        {"model.attention": "gqa", "norm": "rmsnorm"},
+        {"model.attention": "mha", "norm": "rmsnorm"},
+        {"model.attention": "gqa", "norm": "layernorm"},
+    ]
+    store.write_design(design(cells, 1, kind="leave_one_out"))
+    for i, levels in enumerate(cells):
+        store.write_trial(record(levels, 0, loss=3 + i))
+    frame = board(home).frame()
+    assert frame["cell"].tolist() == ["baseline", "attention=mha", "norm=layernorm"]
+    assert frame["attention"].tolist() == ["gqa", "mha", "gqa"]
+    render(frame, "table")
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.split()[0] == "1"]
+    assert [row[1] for row in rows] == frame["cell"].tolist()
+
+
 @pytest.mark.parametrize(
     ("metric", "text", "size", "ranks"),
     [

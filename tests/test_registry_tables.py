@@ -45,6 +45,7 @@ def leaderboard() -> pd.DataFrame:
         }
     )
     frame.attrs = {"metric": "val_loss", "factors": ["attention", "norm", "position"], "notes": []}
+    frame.attrs["named"] = frame.attrs["factors"]
     return frame
 
 
