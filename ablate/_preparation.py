@@ -101,6 +101,7 @@ def build(data: Data, inputs: Inputs, name: str, code: str, folder: Path, cache:
                             array.astype(kind).tofile(file)
         seal(partial, {
             "fingerprint": name, "code": code, "vocab_size": tokenizer.vocab_size, "dtype": dtype, "train": sizes,
+            "unknown": encoder.unknown,
             "entropy_rates_per_byte": [given.source.entropy_rate_per_byte for given in inputs.held_out],
         })  # fmt: skip
         partial.rename(folder)

@@ -66,7 +66,8 @@ class Validation:
     """The fixed validation slice.
 
     `tokens` is int64[sequences, seq_len + 1]: inputs are [:, :-1], the `targets` targets [:, 1:]. `bytes` are the
-    UTF-8 bytes of the targets, so that bits per byte are loss * targets / (ln 2 * bytes). `unigram_entropy` (nats per
+    UTF-8 bytes of the targets, `lost` the nats that tokens leave out of them (`Encoder.unknown`), so that bits per byte are
+    (loss * targets + lost) / (ln 2 * bytes). `unigram_entropy` (nats per
     token) is what a model reaches that knows nothing but how often each target occurs in the slice. `loss_floor` is
     the cross-entropy of the true source on these very targets, `entropy_rate` its expectation, both in nats per token
     and None where the source is unknown. The true source knows where documents end and what came before the window.
@@ -75,6 +76,7 @@ class Validation:
     tokens: np.ndarray
     targets: int
     bytes: int
+    lost: float
     unigram_entropy: float
     loss_floor: float | None
     entropy_rate: float | None
@@ -82,13 +84,17 @@ class Validation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Corpus:
-    """Training tokens of all sources, one after another (uint16 or uint32, memory-mapped), and what is held out."""
+    """Training tokens of all sources, one after another (uint16 or uint32, memory-mapped), and what is held out.
+
+    `unknown` is the encoder's.
+    """
 
     fingerprint: str
     vocab_size: int
     tokens: np.ndarray
     parts: tuple[Part, ...]
     held_out: tuple[HeldOut, ...]
+    unknown: tuple[int, float] | None = None
 
     @property
     def train_tokens(self) -> int:
@@ -172,6 +178,7 @@ class Corpus:
         sizes = [int(part.bytes[1 : n * seq_len + 1].sum()) for part, n in used]
         counts = np.bincount(tokens[:, 1:].ravel())
         share = counts[counts > 0] / targets
+        unknown, nats = self.unknown or (-1, 0.0)
         floor = rate = 0.0
         for (part, n), size in zip(used, sizes, strict=True):
             if part.nll is None or part.entropy_rate_per_byte is None:
@@ -180,7 +187,8 @@ class Corpus:
             floor += float(part.nll[1 : n * seq_len + 1].sum()) / targets
             rate += part.entropy_rate_per_byte * size / targets
         return Validation(
-            tokens=tokens, targets=targets, bytes=sum(sizes), unigram_entropy=float(-(share * np.log(share)).sum()),
+            tokens=tokens, targets=targets, bytes=sum(sizes), lost=nats * int((tokens[:, 1:] == unknown).sum()),
+            unigram_entropy=float(-(share * np.log(share)).sum()),
             loss_floor=floor, entropy_rate=rate,
         )  # fmt: skip
 
@@ -205,7 +213,7 @@ def load(
     return Corpus(
         fingerprint=fingerprint, vocab_size=found["vocab_size"], tokens=mapped(folder / "train.tokens", found["dtype"]),
         parts=tuple(Part(weight=weight, start=start, stop=stop) for weight, start, stop in bounds),
-        held_out=tuple(held_out),
+        held_out=tuple(held_out), unknown=found["unknown"],
     )  # fmt: skip
 
 

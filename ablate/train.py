@@ -204,7 +204,7 @@ class _Run:
             val_loss = self.curves["val_loss"][-1][2]
             metrics["val_loss"], metrics["val_loss_se"] = val_loss, self.val_se
             metrics["best_val_loss"] = min(point[2] for point in self.curves["val_loss"])
-            metrics["val_bpb"] = val_loss * slice_.targets / (math.log(2) * slice_.bytes)
+            metrics["val_bpb"] = (val_loss * slice_.targets + slice_.lost) / (math.log(2) * slice_.bytes)
             metrics["train_loss"] = float(self.losses[-max(1, self.steps // 20) :].double().mean())
         context = {
             "flop_formula": measure.FLOP_FORMULA,

@@ -138,6 +138,20 @@ def test_bytes_of_the_targets_are_those_of_their_text(tokenizer: Any, tmp_path: 
     assert (part.bytes[part.tokens == part.tokens[0]] == 0).all()
 
 
+def test_characters_without_a_token_are_not_told_for_nothing(tmp_path: Path) -> None:
+    """Else the smallest vocabulary would win by bits per byte."""
+    source = jsonl(tmp_path / "a.jsonl", [document(i) for i in range(300)])
+
+    def lost(tokenizer: Any) -> float:
+        return prepare(make(source, tokenizer=tokenizer), tmp_path).validation(16, 20).lost
+
+    assert lost("bytes") == lost("characters") == 0
+    corpus = prepare(make(source, tokenizer={"characters": {"vocab_size": 8}}), tmp_path)
+    unknown = int((corpus.validation(16, 20).tokens[:, 1:] == 1).sum())
+    assert unknown > 50
+    assert corpus.validation(16, 20).lost == pytest.approx(unknown * math.log(1_112_064 - 6))
+
+
 def test_unigram_entropy_is_that_of_the_targets(tmp_path: Path) -> None:
     validation = prepare(make(SYNTHETIC), tmp_path).validation(16, 100)
     counts = Counter(validation.tokens[:, 1:].ravel().tolist())

@@ -191,7 +191,7 @@ def test_the_validation_loss_is_the_plain_mean_and_bits_per_byte_follow():
     logits = model(windows[:, :-1]).detach().double()
     targets = logits.log_softmax(-1).gather(-1, windows[:, 1:, None])
     assert result.metrics["val_loss"] == pytest.approx(-float(targets.mean()), rel=1e-5)
-    assert result.metrics["val_bpb"] == pytest.approx(result.metrics["val_loss"] / math.log(2))
+    assert result.metrics["val_bpb"] == pytest.approx((result.metrics["val_loss"] + 1) / math.log(2))
     assert result.metrics["val_loss_se"] == pytest.approx(
         float(-targets.mean(dim=(1, 2)).std() / math.sqrt(8)) * -1, rel=1e-4
     )

@@ -42,5 +42,6 @@ class ArrayCorpus:
         windows = self.tokens[: sequences * (seq_len + 1)].reshape(sequences, seq_len + 1).astype(np.int64)
         targets = sequences * seq_len
         return SimpleNamespace(
-            tokens=windows, targets=targets, bytes=targets, unigram_entropy=4.0, loss_floor=None, entropy_rate=None
-        )
+            tokens=windows, targets=targets, bytes=targets, lost=float(targets), unigram_entropy=4.0, loss_floor=None,
+            entropy_rate=None,
+        )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,10 +17,18 @@ if TYPE_CHECKING:
     import tokenizers
 
 
+CHARACTERS = 0x110000 - 2048
+"""Unicode's characters: its code points without the surrogates."""
+
+
 class Encoder(ABC):
-    """Text to token ids and back. `separator` is the id put before each document; no text encodes to it."""
+    """Text to token ids and back. `separator` is the id put before each document; no text encodes to it.
+
+    `unknown` is the id of all text that has no other, if there is one, and the nats that it takes to say which text.
+    """
 
     separator: int
+    unknown: tuple[int, float] | None = None
 
     @abstractmethod
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -109,6 +118,7 @@ class CharacterEncoder(Encoder):
         self._characters = characters
         self._ids = np.full(0x110000, self._other, np.int64)
         self._ids[_code_points(characters)] = np.arange(2, 2 + len(characters))
+        self.unknown = self._other, math.log(CHARACTERS - len(characters))
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [self._ids[_code_points(text)] for text in texts]

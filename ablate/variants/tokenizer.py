@@ -60,7 +60,8 @@ class BytePairEncoding(Tokenizer):
 class Characters(Tokenizer):
     """One token per Unicode character: the most frequent ones of the training documents, and one for all others.
 
-    Id 0 is the document separator, 1 any other character.
+    Id 0 is the document separator, 1 any other character: bits per byte count it as one that is drawn from all of Unicode
+    that has no token.
 
     Args:
         vocab_size: characters, and the two above.
