@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ablate.errors import UserError
 from ablate.model import build
-from ablate.variants._attend import context
+from ablate.variants._attend import Attend, Context, context
 
 
 def close(ours: Tensor, theirs: Tensor) -> None:
@@ -290,6 +290,19 @@ def test_dropout_of_the_weights_keeps_their_mean_and_ends_with_training(window: 
     assert not torch.equal(draws[0], draws[1])
     error = (draws.mean(0) - whole).abs() / (draws.std(0) / 1000**0.5)
     assert error.max() < 6
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_soft_cap_rounds_no_scores(autocast: bool):
+    """In bf16 a score of 40 is rounded to a quarter, which the fused kernels, that keep scores in fp32, do not do."""
+    attend = Attend(tiny(model__attention_soft_cap=50.0).model).eval()
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (scale * torch.randn(1, 4, 256, 8, generator=generator).bfloat16() for scale in (4, 4, 1))
+    mask = torch.full((256, 256), -torch.inf).triu(1)
+    exact = attend(q.double(), k.double(), v.double(), Context(lambda x: x, mask.double()))
+    with torch.autocast("cpu", enabled=autocast):
+        rounded = attend(q, k, v, Context(lambda x: x, mask))
+    assert float((rounded - exact).norm() / exact.norm()) < 5e-3
 
 
 def test_heads_of_an_odd_width_go_with_a_latent_that_rotates_a_part_of_its_own():

@@ -149,6 +149,7 @@ class Attend(nn.Module):
 
     def _capped(self, q: Tensor, k: Tensor, v: Tensor, cap: float, bias: Tensor) -> Tensor:
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
-        scores = cap * torch.tanh(q @ k.mT * (self.scale / cap)) + bias
+        with torch.autocast(q.device.type, enabled=False):  # fused kernels, too, keep scores in fp32
+            scores = cap * torch.tanh(q.float() @ k.float().mT * (self.scale / cap)) + bias
         weights = F.dropout(scores.softmax(-1), self.dropout, self.training)
         return weights.to(v.dtype) @ v
