@@ -1,6 +1,6 @@
 """Which earlier positions a query sees.
 
-`sees(query, key)` takes positions of queries and keys, which broadcast, and says which pairs meet; never a later key.
+`sees(query, key)` takes positions of queries and keys, which broadcast, and says which pairs meet: each with itself, none with a later key.
 `unlimited` marks the window that leaves nothing out.
 """
 
