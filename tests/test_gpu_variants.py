@@ -17,8 +17,17 @@ pytestmark = [
 ]
 
 
+UNCOMPILED = pytest.mark.xfail(
+    raises=RuntimeWarning,
+    strict=True,
+    reason="Triton 3.6 fails on the kernel of two norms in a row; the step runs eager and says so",
+)
+
+
+@pytest.mark.parametrize(
+    "variant", [pytest.param(v, marks=UNCOMPILED if v.name == "sandwich" else (), id=name(v)) for v in OF_A_STEP]
+)
 @pytest.mark.parametrize("masking", [False, True], ids=["", "documents"])
-@pytest.mark.parametrize("variant", OF_A_STEP, ids=name)
 def test_compiles_and_trains_as_it_does_eager(variant: Variant, masking: bool):
     sizes = {"model__dim": 128, "data__seq_len": 160, "data__document_masking": masking}
     sizes |= {"model__norm": "rmsnorm"} if variant.factor != "norm" else {}
