@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -149,7 +150,8 @@ class Attend(nn.Module):
 
     def _capped(self, q: Tensor, k: Tensor, v: Tensor, cap: float, bias: Tensor) -> Tensor:
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
-        with torch.autocast(q.device.type, enabled=False):  # fused kernels, too, keep scores in fp32
+        # fused kernels, too, keep scores in fp32; the meta device knows no autocast
+        with nullcontext() if q.is_meta else torch.autocast(q.device.type, enabled=False):
             scores = cap * torch.tanh(q.float() @ k.float().mT * (self.scale / cap)) + bias
         weights = F.dropout(scores.softmax(-1), self.dropout, self.training)
         return weights.to(v.dtype) @ v

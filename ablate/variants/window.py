@@ -1,7 +1,7 @@
 """Which earlier positions a query sees.
 
-`sees(query, key)` takes positions of queries and keys, which broadcast, and says which pairs meet: each with itself, none with a later key.
-`unlimited` marks the window that leaves nothing out.
+`sees(query, key)` takes positions of queries and keys, which broadcast, and says which pairs meet: each position with
+itself, none with a later key. `unlimited` marks the window that leaves nothing out.
 """
 
 from __future__ import annotations
