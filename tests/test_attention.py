@@ -16,6 +16,11 @@ from ablate.model import build
 from ablate.variants._attend import Attend, Context, context
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
 def close(ours: Tensor, theirs: Tensor) -> None:
     torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=2e-6)
 
