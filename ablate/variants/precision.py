@@ -48,7 +48,7 @@ class FP16(FP32):
     scaled = True
 
 
-@precision.variant("bf16_params", reference="arXiv:2112.11446")
+@precision.variant("bf16_params", reference="arXiv:2203.15556, section 4.1")
 class BF16Parameters(FP32):
     """bf16 throughout the model; the optimizer updates fp32 master copies, which are rounded to bf16 after every step."""
 
