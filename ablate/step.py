@@ -101,7 +101,6 @@ class Step:
         self.scaler.update()
         self._round()
         self.optimizer.zero_grad(set_to_none=True)
-        self.model.zero_grad(set_to_none=True)
         return loss, norm
 
     def _clip(self) -> Tensor:
