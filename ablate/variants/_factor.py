@@ -28,13 +28,21 @@ T = TypeVar("T", bound=Callable[..., Any])
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One way to make a choice: `build` is the class or function, `options` the schema of its keyword-only parameters."""
+    """One way to make a choice: `build` is the class or function, `options` the schema of its keyword-only parameters.
+
+    Args:
+        capturable: whether it may be part of a step that is captured in a CUDA graph and serves one trial after another: all that it
+            keeps from step to step are tensors changed in place, and it reads none of them back.
+        tensors: the options that reach such a step as values on the device, so that trials which differ in them share it.
+    """
 
     factor: str
     name: str
     build: Callable[..., Any]
     reference: str
     options: type[BaseModel]
+    capturable: bool = False
+    tensors: tuple[str, ...] = ()
 
     @property
     def doc(self) -> str:
@@ -71,22 +79,25 @@ class Choice:
 
 
 class Factor:
-    """A choice of the recipe and the variants registered for it."""
+    """A choice of the recipe and the variants registered for it; `in_step` says whether they run in an optimizer step."""
 
-    def __init__(self, name: str, field: str, doc: str) -> None:
+    def __init__(self, name: str, field: str, doc: str, *, in_step: bool = True) -> None:
         if name in FACTORS:
             raise ValueError(f"factor {name!r} is defined twice")
-        self.name, self.field, self.doc = name, field, doc
+        self.name, self.field, self.doc, self.in_step = name, field, doc, in_step
         self.variants: dict[str, Variant] = {}
         FACTORS[name] = self
 
-    def variant(self, name: str, *, reference: str) -> Callable[[T], T]:
-        """Register the decorated class or function as `name`; `reference` is where it was published."""
+    def variant(
+        self, name: str, *, reference: str, capturable: bool = False, tensors: tuple[str, ...] = ()
+    ) -> Callable[[T], T]:
+        """Register the decorated class or function as `name`; `reference` is where it was published, the rest as in `Variant`."""
 
         def register(build: T) -> T:
             if name in self.variants:
                 raise ValueError(f"{self.name} variant {name!r} is defined twice")
-            self.variants[name] = Variant(self.name, name, build, reference, _options(self.name, name, build))
+            options = _options(self.name, name, build)
+            self.variants[name] = Variant(self.name, name, build, reference, options, capturable, tensors)
             return build
 
         return register

@@ -18,7 +18,7 @@ activation = Factor("activation", "model.activation", "Non-linearity of the feed
 Approximation = Literal["none", "tanh"]
 
 
-@activation.variant("relu", reference="arXiv:1706.03762")
+@activation.variant("relu", reference="arXiv:1706.03762", capturable=True)
 class ReLU(nn.Module):
     """Rectified linear unit: max(x, 0)."""
 
@@ -28,7 +28,7 @@ class ReLU(nn.Module):
         return F.relu(x)
 
 
-@activation.variant("relu2", reference="arXiv:2109.08668")
+@activation.variant("relu2", reference="arXiv:2109.08668", capturable=True)
 class SquaredReLU(nn.Module):
     """Squared rectified linear unit: max(x, 0)^2."""
 
@@ -38,7 +38,7 @@ class SquaredReLU(nn.Module):
         return F.relu(x).square()
 
 
-@activation.variant("gelu", reference="arXiv:1606.08415")
+@activation.variant("gelu", reference="arXiv:1606.08415", capturable=True)
 class GELU(nn.Module):
     """Gaussian error linear unit: x Phi(x), exact, or by the tanh approximation that GPT-2 uses."""
 
@@ -52,7 +52,7 @@ class GELU(nn.Module):
         return F.gelu(x, approximate=self.approximate)
 
 
-@activation.variant("silu", reference="arXiv:1702.03118")
+@activation.variant("silu", reference="arXiv:1702.03118", capturable=True)
 class SiLU(nn.Module):
     """Sigmoid-weighted linear unit: x sigmoid(x)."""
 
@@ -62,7 +62,7 @@ class SiLU(nn.Module):
         return F.silu(x)
 
 
-@activation.variant("reglu", reference="arXiv:2002.05202")
+@activation.variant("reglu", reference="arXiv:2002.05202", capturable=True)
 class ReGLU(nn.Module):
     """ReLU-gated linear unit: max(gate, 0) up."""
 
@@ -72,7 +72,7 @@ class ReGLU(nn.Module):
         return F.relu(gate) * up
 
 
-@activation.variant("geglu", reference="arXiv:2002.05202")
+@activation.variant("geglu", reference="arXiv:2002.05202", capturable=True)
 class GEGLU(nn.Module):
     """GELU-gated linear unit: gate Phi(gate) up, exact, or by the tanh approximation that T5 and Gemma use."""
 
@@ -86,7 +86,7 @@ class GEGLU(nn.Module):
         return F.gelu(gate, approximate=self.approximate) * up
 
 
-@activation.variant("swiglu", reference="arXiv:2002.05202")
+@activation.variant("swiglu", reference="arXiv:2002.05202", capturable=True)
 class SwiGLU(nn.Module):
     """Swish-gated linear unit: gate sigmoid(beta gate) up. With beta 1, the SiLU of Llama."""
 

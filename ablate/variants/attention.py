@@ -49,7 +49,7 @@ class _Grouped(nn.Module):
         return self.out(y.transpose(1, 2).flatten(2))
 
 
-@attention.variant("mha", reference="arXiv:1706.03762")
+@attention.variant("mha", reference="arXiv:1706.03762", capturable=True)
 class MultiHeadAttention(_Grouped):
     """Multi-head attention: a key and a value head for every query head."""
 
@@ -57,7 +57,7 @@ class MultiHeadAttention(_Grouped):
         super().__init__(model, model.n_heads)
 
 
-@attention.variant("gqa", reference="arXiv:2305.13245")
+@attention.variant("gqa", reference="arXiv:2305.13245", capturable=True)
 class GroupedQueryAttention(_Grouped):
     """Grouped-query attention: n_kv_heads key and value heads, each shared by n_heads / n_kv_heads query heads."""
 
@@ -70,7 +70,7 @@ class GroupedQueryAttention(_Grouped):
             raise UserError(f"{n_kv_heads} key and value heads do not divide {recipe.model.n_heads} query heads")
 
 
-@attention.variant("mqa", reference="arXiv:1911.02150")
+@attention.variant("mqa", reference="arXiv:1911.02150", capturable=True)
 class MultiQueryAttention(_Grouped):
     """Multi-query attention: one key and value head for all query heads."""
 
@@ -78,7 +78,7 @@ class MultiQueryAttention(_Grouped):
         super().__init__(model, 1)
 
 
-@attention.variant("mla", reference="arXiv:2405.04434")
+@attention.variant("mla", reference="arXiv:2405.04434", capturable=True)
 class MultiHeadLatentAttention(nn.Module):
     """Multi-head latent attention: keys and values of all heads come from one narrow latent, and only that is cached.
 

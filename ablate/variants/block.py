@@ -16,13 +16,13 @@ block = Factor("block", "model.block", "Whether attention and feed-forward follo
 Branch = Callable[[Tensor], Tensor]
 
 
-@block.variant("sequential", reference="arXiv:1706.03762")
+@block.variant("sequential", reference="arXiv:1706.03762", capturable=True)
 def sequential(attention: Branch, feed_forward: Branch) -> tuple[Branch, ...]:
     """One after the other: x <- x + attention(x), then x <- x + feed_forward(x)."""
     return attention, feed_forward
 
 
-@block.variant("parallel", reference="arXiv:2204.02311")
+@block.variant("parallel", reference="arXiv:2204.02311", capturable=True)
 def parallel(attention: Branch, feed_forward: Branch) -> tuple[Branch, ...]:
     """Side by side on one normalized input: x <- x + attention(x) + feed_forward(x)."""
     return (lambda x: attention(x) + feed_forward(x),)

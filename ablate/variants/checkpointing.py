@@ -25,20 +25,20 @@ KEPT = {
 }  # fmt: skip
 
 
-@checkpointing.variant("none", reference="Rumelhart et al. 1986, doi:10.1038/323533a0")
+@checkpointing.variant("none", reference="Rumelhart et al. 1986, doi:10.1038/323533a0", capturable=True)
 def none(function: Callable[..., Any], *args: Any) -> Any:
     """All are kept."""
     return function(*args)
 
 
-@checkpointing.variant("selective", reference="arXiv:2205.05198")
+@checkpointing.variant("selective", reference="arXiv:2205.05198", capturable=True)
 def selective(function: Callable[..., Any], *args: Any) -> Any:
     """The results of matrix products and attention are kept; what is cheap (norms, activations, rotations) is computed again."""
     contexts = functools.partial(create_selective_checkpoint_contexts, _policy)
     return checkpoint(function, *args, use_reentrant=False, context_fn=contexts)
 
 
-@checkpointing.variant("full", reference="arXiv:1604.06174")
+@checkpointing.variant("full", reference="arXiv:1604.06174", capturable=True)
 def full(function: Callable[..., Any], *args: Any) -> Any:
     """Only the input of each block is kept; the block runs again in the backward pass."""
     return checkpoint(function, *args, use_reentrant=False)

@@ -18,18 +18,18 @@ clipping = Factor("clipping", "train.clipping", "How gradients are bounded.")
 Limit = Annotated[float, Field(gt=0)]
 
 
-@clipping.variant("none", reference="arXiv:1905.11881")
+@clipping.variant("none", reference="arXiv:1905.11881", capturable=True)
 def none(gradients: list[Tensor], norm: Tensor) -> None:
     """Gradients as they are."""
 
 
-@clipping.variant("norm", reference="arXiv:1211.5063")
+@clipping.variant("norm", reference="arXiv:1211.5063", capturable=True, tensors=("limit",))
 def by_norm(gradients: list[Tensor], norm: Tensor, *, limit: Limit = 1.0) -> None:
     """All scaled alike, so that the norm is at most `limit`: g <- g min(1, limit / norm)."""
     torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
 
 
-@clipping.variant("value", reference="arXiv:1308.0850")
+@clipping.variant("value", reference="arXiv:1308.0850", capturable=True, tensors=("limit",))
 def by_value(gradients: list[Tensor], norm: Tensor, *, limit: Limit = 1.0) -> None:
     """Every number for itself: g <- max(-limit, min(limit, g))."""
     torch._foreach_clamp_min_(gradients, -limit)

@@ -10,7 +10,7 @@ from pydantic import Field
 from ablate.variants import Factor
 from ablate.variants._documents import Curation, Document, text_key
 
-curation = Factor("curation", "data.curation", "which training documents are kept")
+curation = Factor("curation", "data.curation", "which training documents are kept", in_step=False)
 
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]

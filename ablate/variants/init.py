@@ -19,7 +19,7 @@ from ablate.variants._factor import Factor
 if TYPE_CHECKING:
     from ablate.recipe import Model, Recipe
 
-init = Factor("init", "model.init", "From which distribution each matrix starts.")
+init = Factor("init", "model.init", "From which distribution each matrix starts.", in_step=False)
 
 Std = Annotated[float, Field(gt=0)]
 

@@ -17,7 +17,7 @@ from ablate.variants._factor import Factor
 if TYPE_CHECKING:
     from ablate.recipe import Recipe
 
-lr_schedule = Factor("lr_schedule", "lr_schedule", "Learning rate after warmup, relative to its peak.")
+lr_schedule = Factor("lr_schedule", "lr_schedule", "Learning rate after warmup, relative to its peak.", in_step=False)
 
 Share = Annotated[float, Field(ge=0, le=1)]
 

@@ -18,7 +18,7 @@ norm = Factor("norm", "model.norm", "Normalization in each block and before the 
 Epsilon = Annotated[float, Field(gt=0)]
 
 
-@norm.variant("layernorm", reference="arXiv:1607.06450")
+@norm.variant("layernorm", reference="arXiv:1607.06450", capturable=True)
 class LayerNorm(nn.LayerNorm):
     """Layer normalization: (x - mean(x)) / sqrt(var(x) + eps) * weight (+ bias)."""
 
@@ -26,7 +26,7 @@ class LayerNorm(nn.LayerNorm):
         super().__init__(dim, eps=eps, bias=bias)
 
 
-@norm.variant("rmsnorm", reference="arXiv:1910.07467")
+@norm.variant("rmsnorm", reference="arXiv:1910.07467", capturable=True)
 class RMSNorm(nn.RMSNorm):
     """Root-mean-square normalization: x / sqrt(mean(x^2) + eps) * weight; no mean, never a bias."""
 
@@ -38,7 +38,7 @@ class RMSNorm(nn.RMSNorm):
         return super().forward(x.to(self.weight.dtype)).to(x.dtype)
 
 
-@norm.variant("dyt", reference="arXiv:2503.10622")
+@norm.variant("dyt", reference="arXiv:2503.10622", capturable=True)
 class DynamicTanh(nn.Module):
     """Dynamic tanh, in place of a norm: tanh(a x) * weight (+ bias), with a trained number a that starts at `alpha`."""
 
@@ -53,7 +53,7 @@ class DynamicTanh(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
-@norm.variant("none", reference="arXiv:1901.09321")
+@norm.variant("none", reference="arXiv:1901.09321", capturable=True)
 class NoNorm(nn.Identity):
     """The stream as it is; no parameters."""
 

@@ -30,7 +30,7 @@ Decay = Annotated[float, Field(ge=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
-@optimizer.variant("adamw", reference="arXiv:1711.05101")
+@optimizer.variant("adamw", reference="arXiv:1711.05101", capturable=True, tensors=("lr", "weight_decay"))
 class AdamW(torch.optim.AdamW):
     """Adam with decoupled weight decay: w <- w - lr (m / (sqrt(v) + eps) + weight_decay w), m and v bias-corrected."""
 
@@ -44,7 +44,7 @@ class AdamW(torch.optim.AdamW):
         super().__init__(param_groups(groups, lr, weight_decay), betas=(beta1, beta2), eps=eps, fused=True)
 
 
-@optimizer.variant("sgd", reference="doi:10.1016/0041-5553(64)90137-5")
+@optimizer.variant("sgd", reference="doi:10.1016/0041-5553(64)90137-5", capturable=True, tensors=("lr", "weight_decay"))
 class SGD(torch.optim.SGD):
     """Gradient descent with momentum: m <- momentum m + g + weight_decay w; w <- w - lr m.
 
@@ -62,7 +62,7 @@ class SGD(torch.optim.SGD):
         self._step_supports_amp_scaling = False
 
 
-@optimizer.variant("lion", reference="arXiv:2302.06675")
+@optimizer.variant("lion", reference="arXiv:2302.06675", capturable=True, tensors=("lr", "weight_decay"))
 class Lion(torch.optim.Optimizer):
     """Evolved sign momentum: w <- w - lr (sign(beta1 m + (1 - beta1) g) + weight_decay w); m <- beta2 m + (1 - beta2) g."""
 
@@ -88,7 +88,7 @@ class Lion(torch.optim.Optimizer):
             torch._foreach_lerp_(moments, grads, 1 - group["beta2"])
 
 
-@optimizer.variant("adafactor", reference="arXiv:1804.04235")
+@optimizer.variant("adafactor", reference="arXiv:1804.04235", capturable=True, tensors=("lr", "weight_decay"))
 class Adafactor(torch.optim.Optimizer):
     """Factored second moments: v_ij = r_i c_j / mean(r); the update g / sqrt(v) is clipped to a root mean square of `clip`.
 
@@ -128,7 +128,12 @@ class Adafactor(torch.optim.Optimizer):
         p.sub_(update * (rate / (_rms(update) / group["clip"]).clamp(min=1.0)))
 
 
-@optimizer.variant("muon", reference="https://kellerjordan.github.io/posts/muon, arXiv:2502.16982")
+@optimizer.variant(
+    "muon",
+    reference="https://kellerjordan.github.io/posts/muon, arXiv:2502.16982",
+    capturable=True,
+    tensors=("lr", "adamw_lr", "weight_decay"),
+)
 class Muon(torch.optim.Optimizer):
     """Orthogonalized momentum for the matrices of the blocks: w <- w - lr (s NewtonSchulz(m) + weight_decay w); AdamW for the rest.
 
@@ -198,7 +203,7 @@ def newton_schulz(matrices: Tensor, steps: int) -> Tensor:
     return x.mT if tall else x
 
 
-@optimizer.variant("schedule_free", reference="arXiv:2405.15682")
+@optimizer.variant("schedule_free", reference="arXiv:2405.15682", capturable=True, tensors=("lr", "weight_decay"))
 class ScheduleFree(torch.optim.Optimizer):
     """AdamW that averages its iterates z into x in place of a schedule, and takes gradients between the two, at y.
 

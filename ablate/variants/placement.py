@@ -17,7 +17,7 @@ placement = Factor("placement", "model.placement", "Where the norm stands around
 Branch = Callable[[Tensor], Tensor]
 
 
-@placement.variant("pre", reference="arXiv:2002.04745")
+@placement.variant("pre", reference="arXiv:2002.04745", capturable=True)
 class Pre(nn.Module):
     """Before the branch: x + f(norm(x))."""
 
@@ -31,7 +31,7 @@ class Pre(nn.Module):
         return x + branch(self.norm(x))
 
 
-@placement.variant("post", reference="arXiv:1706.03762")
+@placement.variant("post", reference="arXiv:1706.03762", capturable=True)
 class Post(nn.Module):
     """On the stream, after the branch was added: norm(x + f(x))."""
 

@@ -37,7 +37,7 @@ class Position(nn.Module):
         return None
 
 
-@position.variant("learned", reference="arXiv:1705.03122")
+@position.variant("learned", reference="arXiv:1705.03122", capturable=True)
 class Learned(Position):
     """A trained vector per position, added to the embeddings (as in GPT-2)."""
 
@@ -49,7 +49,7 @@ class Learned(Position):
         return x + self.table.weight[: x.shape[1]]
 
 
-@position.variant("sinusoidal", reference="arXiv:1706.03762")
+@position.variant("sinusoidal", reference="arXiv:1706.03762", capturable=True)
 class Sinusoidal(Position):
     """Waves added to the scaled embeddings: sqrt(dim) x + P, where P_{t,2i} and P_{t,2i+1} are the sine and cosine of
     t base^(-2i/dim) (sections 3.4 and 3.5).
@@ -68,7 +68,7 @@ class Sinusoidal(Position):
         return self.scale * x + self.table[: x.shape[1]].to(x.dtype)
 
 
-@position.variant("rope", reference="arXiv:2104.09864")
+@position.variant("rope", reference="arXiv:2104.09864", capturable=True)
 class Rope(Position):
     """Rotary embedding: at position t, the pair (x_i, x_{i+d/2}) is rotated by the angle t base^(-2i/d)."""
 
@@ -92,7 +92,7 @@ class Rope(Position):
         return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
 
-@position.variant("alibi", reference="arXiv:2108.12409")
+@position.variant("alibi", reference="arXiv:2108.12409", capturable=True)
 class Alibi(Position):
     """Linear biases: head h of n takes 2^(-8h/n) (i - j) off the score of query i and key j.
 
@@ -108,7 +108,7 @@ class Alibi(Position):
         return torch.exp2(-8 / power * torch.cat((first, rest + 0.5)))
 
 
-@position.variant("none", reference="arXiv:2305.19466")
+@position.variant("none", reference="arXiv:2305.19466", capturable=True)
 class NoPosition(Position):
     """Nothing but the causal mask tells the order."""
 

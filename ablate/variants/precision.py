@@ -13,7 +13,7 @@ from ablate.variants._factor import Factor
 precision = Factor("precision", "train.precision", "Number formats of arithmetic and of weights.")
 
 
-@precision.variant("fp32", reference="IEEE 754")
+@precision.variant("fp32", reference="IEEE 754", capturable=True)
 class FP32:
     """32 bits for everything."""
 
@@ -23,21 +23,21 @@ class FP32:
     tf32 = False
 
 
-@precision.variant("tf32", reference="torch.set_float32_matmul_precision")
+@precision.variant("tf32", reference="torch.set_float32_matmul_precision", capturable=True)
 class TF32(FP32):
     """fp32 with a mantissa of 10 bits in matrix products on tensor cores; plain fp32 on devices without them, a CPU too."""
 
     tf32 = True
 
 
-@precision.variant("bf16", reference="arXiv:1905.12322")
+@precision.variant("bf16", reference="arXiv:1905.12322", capturable=True)
 class BF16(FP32):
     """Automatic mixed precision: bf16 (8 bits of exponent, 7 of mantissa) in matrix products, fp32 weights."""
 
     autocast = torch.bfloat16
 
 
-@precision.variant("fp16", reference="arXiv:1710.03740")
+@precision.variant("fp16", reference="arXiv:1710.03740", capturable=True)
 class FP16(FP32):
     """Automatic mixed precision: fp16 (5 bits of exponent, 10 of mantissa) in matrix products, fp32 weights.
 
@@ -48,7 +48,7 @@ class FP16(FP32):
     scaled = True
 
 
-@precision.variant("bf16_params", reference="arXiv:2203.15556, section 4.1")
+@precision.variant("bf16_params", reference="arXiv:2203.15556, section 4.1", capturable=True)
 class BF16Parameters(FP32):
     """bf16 throughout the model; the optimizer updates fp32 master copies, which are rounded to bf16 after every step."""
 

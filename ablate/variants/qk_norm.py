@@ -14,7 +14,7 @@ from ablate.variants._factor import Factor
 qk_norm = Factor("qk_norm", "model.qk_norm", "Normalization of queries and keys.")
 
 
-@qk_norm.variant("none", reference="arXiv:1706.03762")
+@qk_norm.variant("none", reference="arXiv:1706.03762", capturable=True)
 class NoNorm(nn.Identity):
     """Queries and keys as projected."""
 
@@ -22,7 +22,7 @@ class NoNorm(nn.Identity):
         super().__init__()
 
 
-@qk_norm.variant("rmsnorm", reference="arXiv:2505.09388")
+@qk_norm.variant("rmsnorm", reference="arXiv:2505.09388", capturable=True)
 class RMSNorm(norm.RMSNorm):
     """q / sqrt(mean(q^2) + eps) * weight, and k likewise (as in Qwen3)."""
 
@@ -30,7 +30,7 @@ class RMSNorm(norm.RMSNorm):
         super().__init__(head_dim, False, eps=eps)
 
 
-@qk_norm.variant("layernorm", reference="arXiv:2302.05442")
+@qk_norm.variant("layernorm", reference="arXiv:2302.05442", capturable=True)
 class LayerNorm(nn.LayerNorm):
     """(q - mean(q)) / sqrt(var(q) + eps) * weight, and k likewise; no bias (as in ViT-22B)."""
 

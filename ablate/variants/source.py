@@ -21,7 +21,7 @@ from ablate.variants._documents import HELD_OUT, Document, Source, fraction, spl
 from ablate.variants._files import check_file, read_texts, reading, text_size
 from ablate.variants._hub import Copy
 
-source = Factor("source", "data.source", "where the text comes from")
+source = Factor("source", "data.source", "where the text comes from", in_step=False)
 
 Paths = str | Annotated[list[str], Field(min_length=1)]
 

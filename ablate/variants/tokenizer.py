@@ -21,7 +21,7 @@ from ablate.variants._encoders import (
     read_tokenizer,
 )
 
-tokenizer = Factor("tokenizer", "data.tokenizer", "how text becomes tokens")
+tokenizer = Factor("tokenizer", "data.tokenizer", "how text becomes tokens", in_step=False)
 
 SEPARATORS = ("<|endoftext|>", "<|end_of_text|>", "<|bos|>", "</s>", "<eos>", "[SEP]")
 

@@ -22,7 +22,7 @@ class Window(Protocol):
     def sees(self, query: Tensor, key: Tensor) -> Tensor: ...
 
 
-@window.variant("full", reference="arXiv:1706.03762")
+@window.variant("full", reference="arXiv:1706.03762", capturable=True)
 class Full:
     """Its own position and every earlier one: j <= i."""
 
@@ -32,7 +32,7 @@ class Full:
         return key <= query
 
 
-@window.variant("sliding", reference="arXiv:2004.05150")
+@window.variant("sliding", reference="arXiv:2004.05150", capturable=True)
 class Sliding:
     """Its own position and the size - 1 before it: i - size < j <= i (as in Mistral, arXiv:2310.06825)."""
 
