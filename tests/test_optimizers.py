@@ -224,7 +224,7 @@ def test_weight_decay_skips_what_it_is_told_to(variant: Variant, skipped):
     recipe = tiny(train__decay_skips=skipped.__name__ if skipped else "nothing", model__bias=True)
     model = build(recipe, "cpu")
     optimizer = OPTIMIZERS.choose({variant.name: {"weight_decay": 0.4}}).build(model.groups())
-    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    decay = {id(p): group["decay"] for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
         assert decay[id(parameter)] == (0.0 if skipped and skipped(name, parameter) else 0.4), name
     assert len(decay) == len(list(model.parameters()))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +32,7 @@ class Group:
 
 
 def param_groups(groups: Sequence[Group], lr: float, weight_decay: float, **options: Any) -> list[dict[str, Any]]:
-    """Groups as torch wants them.
+    """Groups as torch wants them, the decay under `decay`: numbers, which 0-dim fp32 tensors on the parameters' device may replace.
 
     What multiplies the rate divides the decay: lr weight_decay, the share of a weight that a step takes off, is the same for all
     (arXiv:2405.13698; the mup package does so too).
@@ -40,7 +41,7 @@ def param_groups(groups: Sequence[Group], lr: float, weight_decay: float, **opti
         {
             "params": g.params,
             "lr": lr * g.rate,
-            "weight_decay": weight_decay / g.rate if g.decayed else 0.0,
+            "decay": weight_decay / g.rate if g.decayed else 0.0,
             "matrices": g.matrices,
             "parts": g.parts,
             **options,
@@ -61,3 +62,42 @@ def kept(
     if name not in state:
         state[name] = first(p)
     return state[name]
+
+
+def decays(group: dict[str, Any]) -> bool:
+    """Whether a group has a weight decay; one of zero is a number, never a tensor."""
+    return isinstance(group["decay"], Tensor) or group["decay"] > 0
+
+
+def shrink(params: list[Tensor], group: dict[str, Any], skipped: Tensor | None = None) -> None:
+    """Decoupled weight decay, w <- w - lr decay w; bitwise nothing where `skipped` is 1."""
+    if decays(group):
+        share = group["lr"] * group["decay"]
+        torch._foreach_mul_(params, 1 - (share if skipped is None else share * (1 - skipped)))
+
+
+def unmerged(tensors: Iterable[Tensor], parts: tuple[int, ...]) -> list[Tensor]:
+    """The matrices that tensors consist of: `parts` says how many rows each of them has, empty where a tensor is one."""
+    return [matrix for tensor in tensors for matrix in tensor.split(parts or len(tensor))]
+
+
+def by_shape(first: Iterable[Tensor], second: Iterable[Tensor]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    """Tensors in batches of one shape, each with its partner: few large operations in place of many small ones."""
+    batches: dict[torch.Size, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
+    for one, other in zip(first, second, strict=True):
+        batches[one.shape][0].append(one)
+        batches[one.shape][1].append(other)
+    yield from batches.values()
+
+
+@torch.no_grad()
+def restart(optimizer: torch.optim.Optimizer) -> None:
+    """Put the state back, in place, to what it is before the first step, for the parameters as they are now.
+
+    That is zero for every tensor of it; an optimizer for which it is not has a method `restart`.
+    """
+    if own := getattr(optimizer, "restart", None):
+        own()
+    else:
+        for state in optimizer.state.values():
+            torch._foreach_zero_([kept for kept in state.values() if isinstance(kept, Tensor)])

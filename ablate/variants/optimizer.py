@@ -1,14 +1,13 @@
 """The rule that turns gradients into a step.
 
 Built from groups of parameters. `lr` is the peak of the schedule; `weight_decay` is decoupled (a step takes lr weight_decay w
-off the weights) unless a variant says otherwise. g is the gradient, w the weights. None of them waits for the device, and `lr` in
-a parameter group may be a number or a tensor. `state_numbers` is how many numbers of state a matrix parameter carries, to estimate
+off the weights) unless a variant says otherwise. g is the gradient, w the weights. None of them waits for the device, and `lr` and
+`decay` in a parameter group may be numbers or tensors. `state_numbers` is how many numbers of state a matrix parameter carries, to estimate
 memory; `adam_like` says that a step is as large as the rate whatever the scale of the gradient.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from ablate.errors import UserError
 from ablate.variants._factor import Factor
-from ablate.variants._parameters import Group, kept, param_groups, with_gradients
+from ablate.variants._parameters import Group, by_shape, decays, kept, param_groups, shrink, unmerged, with_gradients
 
 if TYPE_CHECKING:
     from ablate.recipe import Recipe
@@ -41,7 +40,15 @@ class AdamW(torch.optim.AdamW):
         self, groups: Sequence[Group], *, lr: Rate = 1e-3, weight_decay: Decay = 0.1,
         beta1: Beta = 0.9, beta2: Beta = 0.95, eps: Rate = 1e-8,
     ) -> None:  # fmt: skip
-        super().__init__(param_groups(groups, lr, weight_decay), betas=(beta1, beta2), eps=eps, fused=True)
+        rates = param_groups(groups, lr, weight_decay)
+        super().__init__(rates, betas=(beta1, beta2), eps=eps, weight_decay=0.0, fused=True, capturable=True)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            # a gradient scaler sets found_inf to 1 where the step is to be skipped
+            shrink(with_gradients(group)[0], group, getattr(self, "found_inf", None))
+        super().step()
 
 
 @optimizer.variant("sgd", reference="doi:10.1016/0041-5553(64)90137-5", capturable=True, tensors=("lr", "weight_decay"))
@@ -58,8 +65,18 @@ class SGD(torch.optim.SGD):
         nesterov: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(param_groups(groups, lr, weight_decay), momentum=momentum, nesterov=nesterov, fused=True)
-        # a gradient scaler would let the fused kernel skip the first step itself, which leaves a momentum of unset memory
-        self._step_supports_amp_scaling = False
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            params, grads = with_gradients(group)
+            if decays(group):
+                torch._foreach_add_(grads, torch._foreach_mul(params, group["decay"]))
+            if group["momentum"]:
+                # torch takes g for the first momentum: by a flag that a captured graph repeats, into memory that a skip leaves unset
+                for p in params:
+                    kept(self.state[p], "momentum_buffer", p)
+        super().step()
 
 
 @optimizer.variant("lion", reference="arXiv:2302.06675", capturable=True, tensors=("lr", "weight_decay"))
@@ -83,7 +100,7 @@ class Lion(torch.optim.Optimizer):
             directions = torch._foreach_lerp(moments, grads, 1 - group["beta1"])
             torch._foreach_sign_(directions)
             torch._foreach_mul_(directions, group["lr"])
-            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+            shrink(params, group)
             torch._foreach_sub_(params, directions)
             torch._foreach_lerp_(moments, grads, 1 - group["beta2"])
 
@@ -103,29 +120,38 @@ class Adafactor(torch.optim.Optimizer):
         self, groups: Sequence[Group], *, lr: Rate = 1e-2, weight_decay: Decay = 0.0,
         decay: Annotated[float, Field(lt=0)] = -0.8, clip: Annotated[float, Field(ge=1)] = 1.0, eps2: Rate = 1e-3,
     ) -> None:  # fmt: skip
-        super().__init__(param_groups(groups, lr, weight_decay), {"decay": decay, "clip": clip, "eps2": eps2})
+        super().__init__(param_groups(groups, lr, weight_decay), {"exponent": decay, "clip": clip, "eps2": eps2})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         for group in self.param_groups:
-            for p, grad in zip(*with_gradients(group), strict=True):
-                self._update(p, grad, self.state[p], group)
+            for params, grads in by_shape(*with_gradients(group)):
+                self._update(params, grads, group)
 
-    def _update(self, p: Tensor, grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
-        t = kept(state, "step", p, lambda p: p.new_zeros(())).add_(1)
-        eps1 = torch.finfo(p.dtype).eps
-        weight = t ** group["decay"]
-        if p.dim() > 1:
-            rows, columns = kept(state, "rows", p[..., :1]), kept(state, "columns", p[..., :1, :])
-            rows.lerp_(grad.square().mean(dim=-1, keepdim=True), weight)
-            columns.lerp_(grad.square().mean(dim=-2, keepdim=True), weight)
-            second = (rows @ columns).div_(rows.mean(dim=-2, keepdim=True).clamp_(min=eps1))
+    def _update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
+        steps = [kept(self.state[p], "step", p, lambda p: p.new_zeros(())) for p in params]
+        torch._foreach_add_(steps, 1)
+        w, g = torch.stack(params), torch.stack(grads)
+        t = torch.stack(steps).view(-1, *(1 for _ in params[0].shape))
+        weight, eps1 = t ** group["exponent"], torch.finfo(w.dtype).eps
+        if params[0].dim() > 1:
+            rows = self._average("rows", params, g.square().mean(dim=-1, keepdim=True), weight)
+            columns = self._average("columns", params, g.square().mean(dim=-2, keepdim=True), weight)
+            second = (rows * columns).div_(rows.mean(dim=-2, keepdim=True).clamp_(min=eps1))
         else:
-            second = kept(state, "second_moment", p).lerp_(grad.square(), weight).clone()
-        update = second.clamp_(min=eps1 * eps1).rsqrt_().mul_(grad)
-        rate = _rms(p).clamp(min=group["eps2"]) * t.rsqrt().clamp(max=group["lr"])
-        p.mul_(1 - group["lr"] * group["weight_decay"])
-        p.sub_(update * (rate / (_rms(update) / group["clip"]).clamp(min=1.0)))
+            second = self._average("second_moment", params, g.square(), weight)
+        update = second.clamp_(min=eps1 * eps1).rsqrt_().mul_(g)
+        rate = _rms(w).clamp(min=group["eps2"]) * t.rsqrt().clamp(max=group["lr"])
+        shrink(params, group)
+        update *= rate / (_rms(update) / group["clip"]).clamp(min=1.0)
+        torch._foreach_sub_(params, update.unbind())
+
+    def _average(self, name: str, params: list[Tensor], new: Tensor, weight: Tensor) -> Tensor:
+        """Move the averages of a batch of parameters towards `new` [n, ...] by `weight`; a copy of them."""
+        averages = [kept(self.state[p], name, first) for p, first in zip(params, new.unbind(), strict=True)]
+        moved = torch.stack(averages).lerp_(new, weight)
+        torch._foreach_copy_(averages, moved.unbind())
+        return moved
 
 
 @optimizer.variant(
@@ -173,14 +199,10 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(moments, grads, 1 - group["momentum"])
         if group["nesterov"]:
             moments = torch._foreach_lerp(grads, moments, group["momentum"])
-        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-        batches: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-        for p, moment in zip(params, moments, strict=True):
-            parts = group["parts"] or len(p)
-            for weights, direction in zip(p.split(parts), moment.split(parts), strict=True):
-                batches[weights.shape].append((weights, direction))
-        for (rows, columns), batch in batches.items():
-            weights, directions = zip(*batch, strict=True)
+        shrink(params, group)
+        parts = group["parts"]
+        for weights, directions in by_shape(unmerged(params, parts), unmerged(moments, parts)):
+            rows, columns = weights[0].shape
             original = group["adjust"] == "original"
             scale = max(1, rows / columns) ** 0.5 if original else 0.2 * max(rows, columns) ** 0.5
             updates = newton_schulz(torch.stack(directions), group["ns_steps"]).to(weights[0].dtype)
@@ -217,6 +239,7 @@ class ScheduleFree(torch.optim.Optimizer):
 
     state_numbers = 2.0
     adam_like = True
+    sums = ("steps", "largest_lr", "total")
 
     def __init__(
         self, groups: Sequence[Group], *, lr: Rate = 2.5e-3, weight_decay: Decay = 0.1,
@@ -225,7 +248,7 @@ class ScheduleFree(torch.optim.Optimizer):
         defaults = {"beta1": beta1, "beta2": beta2, "eps": eps, "at_y": True}
         super().__init__(param_groups(groups, lr, weight_decay), defaults)
         for group in self.param_groups:
-            for name in ("steps", "largest_lr", "total"):
+            for name in self.sums:
                 group[name] = torch.zeros((), dtype=torch.float64, device=group["params"][0].device)
 
     @torch.no_grad()
@@ -245,7 +268,8 @@ class ScheduleFree(torch.optim.Optimizer):
             torch._foreach_sqrt_(roots)
             torch._foreach_add_(roots, group["eps"])
             changes = torch._foreach_div(grads, roots)
-            torch._foreach_add_(changes, y, alpha=group["weight_decay"])
+            if decays(group):
+                torch._foreach_add_(changes, torch._foreach_mul(y, group["decay"]))
             torch._foreach_mul_(changes, group["lr"])
 
             # x = (y - (1 - beta1) z) / beta1, put into the third equation
@@ -273,6 +297,15 @@ class ScheduleFree(torch.optim.Optimizer):
                 torch._foreach_lerp_(params, z, 1 - group["beta1"] if to_y else 1 - 1 / group["beta1"])
             group["at_y"] = to_y
 
+    def restart(self) -> None:
+        """Begin again at the parameters as they are."""
+        for group in self.param_groups:
+            group["at_y"] = True
+            torch._foreach_zero_([group[name] for name in self.sums])
+        for p, state in self.state.items():
+            state["z"].copy_(p)
+            state["second_moment"].zero_()
+
     @staticmethod
     def check(recipe: Recipe, **options: Any) -> None:
         if recipe.lr_schedule.name != "constant":
@@ -282,4 +315,5 @@ class ScheduleFree(torch.optim.Optimizer):
 
 
 def _rms(x: Tensor) -> Tensor:
-    return x.square().mean().sqrt()
+    """Root mean square of each of the tensors in a batch [n, ...], as [n, 1, ...]."""
+    return x.view(len(x), -1).square().mean(dim=1).sqrt_().view(-1, *(1 for _ in x.shape[1:]))
