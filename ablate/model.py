@@ -9,10 +9,9 @@ from __future__ import annotations
 import hashlib
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from ablate._loss import bounded, chunked_cross_entropy, cross_entropy
 from ablate.recipe import Model, Recipe
 from ablate.variants._attend import BlockMask, Context, context, seen_blocks
 from ablate.variants._merged import Merged
@@ -110,35 +109,41 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., dim] to [..., V]."""
-        logits = self.head(hidden) * self.scheme.output_scale
-        cap = self.sizes.output_soft_cap
-        return logits if cap is None else cap * torch.tanh(logits / cap)
+        return bounded(self.head(hidden), self.scheme.output_scale, self.sizes.output_soft_cap)
 
     def losses(self, windows: Tensor, blocks: BlockMask | None = None) -> tuple[Tensor, Tensor]:
-        """Cross-entropy of every target [B, T] in nats, from windows of T + 1 tokens, and what training minimizes.
+        """Cross-entropy of every target [B, T] in nats, from windows of T + 1 tokens, and the mean of what training minimizes.
 
-        The two differ in training by label smoothing (arXiv:1512.00567) and by z_loss log^2 Z (arXiv:2204.02311, section 5).
+        The two differ in training by label smoothing and z-loss; the first has no gradient.
         """
         hidden, targets = self.hidden(windows[:, :-1], blocks).flatten(0, 1), windows[:, 1:]
+        smoothing, z_loss = (self.label_smoothing, self.z_loss) if self.training else (0.0, 0.0)
         if self.loss_chunks == 1:
-            entropy, objective = self._losses(hidden, targets.flatten())
+            entropy, objective = cross_entropy(self.logits(hidden), targets.flatten(), smoothing, z_loss)
         else:
-            pieces = [
-                checkpoint(self._losses, *piece, use_reentrant=False)
-                for piece in zip(hidden.chunk(self.loss_chunks), targets.flatten().chunk(self.loss_chunks), strict=True)
-            ]
-            entropy, objective = (torch.cat(parts) for parts in zip(*pieces, strict=True))
-        return entropy.view(targets.shape), objective.view(targets.shape)
+            entropy, objective = chunked_cross_entropy(
+                hidden, self.head.weight, targets.flatten(), self.loss_chunks, scale=self.scheme.output_scale,
+                cap=self.sizes.output_soft_cap, smoothing=smoothing, z_loss=z_loss,
+            )  # fmt: skip
+        return entropy.view(targets.shape), objective
 
-    def _losses(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.logits(hidden).float()
-        entropy = objective = F.cross_entropy(logits, targets, reduction="none")
-        if self.training and self.label_smoothing:
-            objective = F.cross_entropy(logits, targets, reduction="none", label_smoothing=self.label_smoothing)
-        if self.training and self.z_loss:
-            objective = objective + self.z_loss * logits.logsumexp(-1).square()
-        return entropy, objective
+    def initial_values(self, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every parameter and buffer with the values from which a run starts: matrices and embeddings from the recipe's scheme,
+        zero biases, the rest as built.
+        """
+        for name, parameter in self.named_parameters():
+            if parameter.dim() > 1:
+                generator = torch.Generator().manual_seed(stream_seed(seed, "init", name))
+                std = self.scheme.std(name, parameter)
+                yield parameter, torch.empty(parameter.shape).normal_(0, std, generator=generator)
+            elif name.endswith("bias"):
+                yield parameter, torch.zeros(parameter.shape)
+            else:
+                yield parameter, self._built[name]
+        for name, buffer in self.named_buffers():
+            yield buffer, self._built[name]
 
+    @torch.no_grad()
     def initialize(self, seed: int) -> None:
         """Matrices and embeddings from the recipe's scheme, zero biases, norms as built."""
         for name, parameter in self.named_parameters():

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ENGINE = """
     __main__ cli doctor render __init__ display scheduler rows scratch writer plan worker watchdog status lease
     train step measure convert environment design suite _labels _cells _suite_schema spec _resolve _words presets
-    model data fingerprint _preparation corpus tokens
+    model _loss data fingerprint _preparation corpus tokens
     recipe variants _yaml errors
 """.split()
 """The engine from the top down: a module imports only what stands to its right."""
