@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 CORE = (
-    "ablate._loss", "ablate._preparation", "ablate.corpus", "ablate.data", "ablate.model", "ablate.step", "ablate.tokens", "ablate.train",
-    "ablate.variants._attend",
+    "ablate._loss", "ablate._preparation", "ablate.corpus", "ablate.data", "ablate.feed", "ablate.model", "ablate.scaling", "ablate.step",
+    "ablate.tokens", "ablate.train", "ablate.variants._attend",
 )  # fmt: skip
 """Modules that decide every trial's numbers; those that merely measure or describe are not among them."""
 

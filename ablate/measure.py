@@ -5,12 +5,13 @@ Formulas: FLOPs as in arXiv:2204.02311, appendix B (causality is not discounted,
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 import statistics
 import time
 import weakref
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -57,17 +58,17 @@ def kv_cache_bytes_per_token(model: Decoder) -> int:
     return 2 * sum(block.attention.kv_width for block in model.blocks)  # type: ignore[union-attr]
 
 
+def product_dtype(recipe: Recipe) -> torch.dtype:
+    """The format of numbers in matrix products."""
+    precision = recipe.train.precision.build()
+    return precision.autocast or precision.parameters
+
+
 def peak_flops(device_name: str, recipe: Recipe) -> float | None:
     """The stated peak of this device in FLOP/s at the recipe's precision, where it is known."""
     precision = recipe.train.precision.build()
-    products = "tf32" if precision.tf32 else "fp32" if _product_bytes(recipe) == 4 else "bf16"
+    products = "tf32" if precision.tf32 else "fp32" if product_dtype(recipe).itemsize == 4 else "bf16"
     return next((v for (name, p), v in PEAK_FLOPS.items() if name in device_name and p == products), None)
-
-
-def _product_bytes(recipe: Recipe) -> int:
-    """Bytes of a number in matrix products."""
-    precision = recipe.train.precision.build()
-    return (precision.autocast or precision.parameters).itemsize
 
 
 def estimated_memory(recipe: Recipe, parameters: int) -> float:
@@ -77,7 +78,11 @@ def estimated_memory(recipe: Recipe, parameters: int) -> float:
     attention matrix, which SDPA does not keep): all of them without checkpointing, the results of products with `selective`,
     the block's input with `full`, and one block's at a time in backward. The logits three times, a chunk at a time.
     """
-    size, tokens, width = recipe.model, recipe.batch.micro_sequences * recipe.data.seq_len, _product_bytes(recipe)
+    size, tokens, width = (
+        recipe.model,
+        recipe.batch.micro_sequences * recipe.data.seq_len,
+        product_dtype(recipe).itemsize,
+    )
     kept = recipe.train.precision.build().parameters.itemsize
     masters = 4 if kept < 4 else 0
     state = parameters * (2 * kept + masters + 4 * recipe.optimizer.variant.trait("state_numbers", 2.0))
@@ -89,48 +94,109 @@ def estimated_memory(recipe: Recipe, parameters: int) -> float:
 
 
 class StepClock:
-    """Times optimizer steps: by the host's clock on a CPU, by device events on a GPU, which are read when asked for."""
+    """Times optimizer steps, each from the end of the one before, so that what the device waits for between them counts.
+
+    By the host's clock on a CPU, by device events on a GPU, which are read when asked for. `start` begins a stretch of steps:
+    what happened since the last step (an evaluation, a report) is in no step.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.cuda = device.type == "cuda"
         self.seconds: list[float] = []
-        self._pending: list[tuple[Any, Any]] = []
+        self._marks: list[Any] = []
 
-    @contextmanager
-    def step(self) -> Iterator[None]:
-        if self.cuda:
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            yield
-            end.record()
-            self._pending.append((start, end))
-        else:
-            begin = time.perf_counter()
-            yield
-            self.seconds.append(time.perf_counter() - begin)
+    def start(self) -> None:
+        self.read()
+        self._marks = [self._mark()]
+
+    def step(self) -> None:
+        """A step has ended (on a GPU: has been asked for)."""
+        self._marks.append(self._mark())
+        if not self.cuda:
+            self.read()
+
+    def _mark(self) -> Any:
+        if not self.cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
     def read(self) -> None:
-        """Take in the events so far; waits for the device."""
-        if self._pending:
-            self._pending[-1][1].synchronize()
-            self.seconds += [start.elapsed_time(end) / 1e3 for start, end in self._pending]
-            self._pending.clear()
+        """Take in the steps so far; waits for the device."""
+        if self.cuda and len(self._marks) > 1:
+            self._marks[-1].synchronize()
+        for before, after in itertools.pairwise(self._marks):
+            self.seconds.append(before.elapsed_time(after) / 1e3 if self.cuda else after - before)
+        self._marks = self._marks[-1:]
 
-    def metrics(self, recipe: Recipe, flops: int, peak: float | None) -> dict[str, float]:
-        """Speed over the steady state: the steps after `WARM_UP_STEPS` (after a tenth of them in a run that is shorter)."""
+    def metrics(self, recipe: Recipe, flops: int, peak: float | None, ceiling: float | None) -> dict[str, float]:
+        """Speed over the steady state: the steps after `WARM_UP_STEPS` (after a tenth of them in a run that is shorter).
+
+        `flops` per token; `peak` and `ceiling` are the stated and the measured FLOP/s of the device.
+        """
         self.read()
-        steady = self.seconds[min(WARM_UP_STEPS, math.ceil(len(self.seconds) / 10)) :]
+        steady = sorted(self.seconds[min(WARM_UP_STEPS, math.ceil(len(self.seconds) / 10)) :])
         if not steady:
             return {}
         median = statistics.median(steady)
         found = {
             "step_time_ms": 1e3 * median,
-            "step_time_ms_p90": 1e3 * sorted(steady)[int(0.9 * (len(steady) - 1))],
+            "step_time_ms_p10": 1e3 * steady[int(0.1 * (len(steady) - 1))],
+            "step_time_ms_p90": 1e3 * steady[int(0.9 * (len(steady) - 1))],
             "tokens_per_second": recipe.batch_tokens / median,
         }
-        if peak:
-            found["mfu"] = found["tokens_per_second"] * flops / peak
+        for name, most in (("mfu", peak), ("mfu_measured", ceiling)):
+            if most:
+                found[name] = found["tokens_per_second"] * flops / most
         return found
+
+
+class Energy:
+    """What a GPU uses up, in Wh, by NVIDIA's management library; None where it does not tell."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._read = _energy_counter(device) if device.type == "cuda" else None
+        self._start = self._read() if self._read else 0
+
+    def wh(self) -> float | None:
+        """Since this object was made."""
+        return (self._read() - self._start) / 3.6e6 if self._read else None
+
+
+def _energy_counter(device: torch.device) -> Callable[[], int] | None:
+    """Millijoules since the driver was loaded."""
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+        uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+        pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+    except pynvml.NVMLError:
+        return None
+    return lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+
+
+@functools.cache
+def matmul_flops(device: torch.device, dtype: torch.dtype, tf32: bool) -> float:
+    """FLOP/s of a large product of random matrices in this process: the best of several, which nothing that trains can beat.
+
+    With nobody else on the device; 8192 x 8192 by 8192 x 8192 on a GPU, 1024 on a CPU. `tf32` is the setting it is called under.
+    """
+    n = 8192 if device.type == "cuda" else 1024
+    x, y = torch.randn((2, n, n), device=device, dtype=dtype)
+    clock = StepClock(device)
+    for _ in range(3):
+        torch.mm(x, y)
+    clock.start()
+    for _ in range(10):
+        torch.mm(x, y)
+        clock.step()
+    clock.read()
+    return 2 * n**3 / min(clock.seconds)
 
 
 class StepMemory:

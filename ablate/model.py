@@ -7,6 +7,7 @@ the seed and the parameter, so that arms which share a parameter start from the 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -91,6 +92,8 @@ class Decoder(nn.Module):
         self.call_block = train.checkpointing.bind()
         self.loss_chunks, self.z_loss, self.label_smoothing = train.loss_chunks, train.z_loss, train.label_smoothing
         self.decay_skips = train.decay_skips
+        vectors = [(name, p) for name, p in self.named_parameters() if p.dim() <= 1]
+        self._built = {name: tensor.detach().clone() for name, tensor in [*vectors, *self.named_buffers()]}
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.logits(self.hidden(tokens))
@@ -145,16 +148,8 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def initialize(self, seed: int) -> None:
-        """Matrices and embeddings from the recipe's scheme, zero biases, norms as built."""
-        for name, parameter in self.named_parameters():
-            if parameter.dim() > 1:
-                generator = torch.Generator().manual_seed(stream_seed(seed, "init", name))
-                std = self.scheme.std(name, parameter)
-                values = torch.empty(parameter.shape).normal_(0, std, generator=generator)
-                with torch.no_grad():
-                    parameter.copy_(values)
-            elif name.endswith("bias"):
-                nn.init.zeros_(parameter)
+        for tensor, values in self.initial_values(seed):
+            tensor.copy_(values)
 
     def groups(self) -> list[Group]:
         """The parameters, grouped by what an optimizer must know of them."""

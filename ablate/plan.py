@@ -50,7 +50,8 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A design against what is known. `pending` are the rows that a run would train, in order."""
+    """A design against what is known. `pending` are the rows that a run would train, in order, by so many `workers`; `at_once` of them
+    train at the same time."""
 
     design: Design
     rows: tuple[Row, ...]
@@ -58,13 +59,14 @@ class Plan:
     environment: dict[str, Any]
     environment_id: str
     workers: int
+    at_once: int
     finished_before: dict[str, int]
     warnings: tuple[str, ...]
 
     @property
     def seconds(self) -> float:
         """Forecast of the wall time of the pending trials."""
-        return START_UP_SECONDS + sum(row.seconds for row in self.pending) / self.workers if self.pending else 0.0
+        return START_UP_SECONDS + sum(row.seconds for row in self.pending) / self.at_once if self.pending else 0.0
 
     def jobs(self) -> list[Job]:
         """What the scheduler is to do."""
@@ -77,9 +79,9 @@ class Plan:
                 trial_id=row.trial_id, cell_id=row.cell_id, label=row.trial.label, suite=self.design.suite.name,
                 scale=self.design.scale, seed=row.trial.seed, recipe=row.trial.recipe.to_dict(), levels=dict(row.trial.levels),
                 corpus_fingerprint=row.corpus_fingerprint, evaluation_fingerprint=row.evaluation_fingerprint,
-                text_fingerprint=row.text_fingerprint, code_fingerprint=row.code_fingerprint, shape=shape(row.trial.recipe),
+                text_fingerprint=row.text_fingerprint, code_fingerprint=row.code_fingerprint, shape=row.trial.recipe.shape(),
                 estimated_seconds=row.seconds, purpose="primary", git_revision=revision, git_dirty=dirty,
-                finished_before=self.finished_before[row.trial_id], ablate_version=__version__,
+                finished_before=self.finished_before[row.trial_id], ablate_version=__version__, memory_gib=row.memory_gib,
             )
             for row in self.pending
         ]  # fmt: skip
@@ -106,6 +108,7 @@ def make_plan(
     home: Path,
     retry_failed: bool = False,
     workers: int | None = None,
+    pack: int | None = None,
     tracking_uri: str | None = None,
 ) -> Plan:
     """Hold `design` against the registry in `home`.
@@ -145,20 +148,16 @@ def make_plan(
                 seconds=speed(i, trial.recipe) if speed and i.trial_id in pending else 0.0,
             )
         )  # fmt: skip
+    waiting = tuple(row for row in rows if row.trial_id in pending)
+    share = environment.share(workers, pack=pack, memory_gib=max((row.memory_gib for row in waiting), default=0.0))
+    at_once = share.workers(len(waiting))
+    if share.device == "cuda" and pack is None:
+        at_once = min(at_once, share.devices)  # one trains on each, whatever the others do
     return Plan(
-        design=design, rows=tuple(rows), pending=tuple(r for r in rows if r.trial_id in pending), environment=found,
-        environment_id=place, workers=environment.workers(workers, len(pending) or 1), finished_before=finished_before,
+        design=design, rows=tuple(rows), pending=waiting, environment=found, environment_id=place,
+        workers=share.workers(len(waiting)), at_once=at_once, finished_before=finished_before,
         warnings=tuple(_warnings(rows, ids, design.suite.match)),
     )  # fmt: skip
-
-
-def shape(recipe: Recipe) -> str:
-    """Equal for recipes that can share a compiled step: all that it is compiled for, without seed, rates and length."""
-    return digest({
-        "model": recipe.model.model_dump(mode="json"), "batch": recipe.batch.model_dump(), "seq_len": recipe.data.seq_len,
-        "optimizer": recipe.optimizer.name, "document_masking": recipe.data.document_masking,
-        "train": recipe.train.model_dump(mode="json", exclude={"steps", "warmup"}),
-    })  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

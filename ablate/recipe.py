@@ -267,6 +267,36 @@ class Recipe(_Section):
                 except UserError as error:
                     raise RecipeError(path, str(error)) from None
 
+    @property
+    def capturable(self) -> bool:
+        """Whether every variant that runs in a step may be part of a captured one."""
+        factors = load_factors()
+        return all(c.variant.capturable for c in self.choices().values() if factors[c.factor].in_step)
+
+    def shape(self) -> str:
+        """Equal for recipes that one prepared step can serve: all that it is compiled for, without seed, length and schedule.
+
+        Of rates and limits it matters only whether they are zero, and so cost nothing.
+        """
+        fields = self.to_dict()
+        for path, choice in self.choices().items():
+            if tensors := choice.variant.tensors:
+                options = {k: v == 0 if k in tensors else v for k, v in choice.options.items()}
+                _put(fields, path, {choice.name: options})
+        data = {"seq_len": self.data.seq_len, "document_masking": self.data.document_masking}
+        if self.data.document_masking:
+            data["tokenizer"] = fields["data"]["tokenizer"]
+        train = {key: value for key, value in fields["train"].items() if key not in ("steps", "warmup")}
+        return digest(
+            {
+                "model": fields["model"],
+                "optimizer": fields["optimizer"],
+                "batch": fields["batch"],
+                "data": data,
+                "train": train,
+            }
+        )
+
     def identity(self, corpus_fingerprint: str, code_fingerprint: str) -> dict[str, Any]:
         """What the trial id is a hash of: data by content and not by path, code by meaning."""
         fields = self.to_dict()
@@ -285,6 +315,13 @@ class Recipe(_Section):
     def cell_id(self, corpus_fingerprint: str, code_fingerprint: str) -> str:
         """The same without the seed: trials that differ in nothing else."""
         return digest(self.identity(corpus_fingerprint, code_fingerprint) | {"seed": None})
+
+
+def _put(fields: dict[str, Any], path: str, value: Any) -> None:
+    *parents, last = path.split(".")
+    for part in parents:
+        fields = fields[part]
+    fields[last] = value
 
 
 def canonical_json(value: Any) -> str:

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from ablate import measure
 from ablate.corpus import Corpus, Validation
-from ablate.model import Decoder, build, parameter_count, stream_seed
+from ablate.feed import Feed, resident
+from ablate.model import Decoder, parameter_count, stream_seed
 from ablate.recipe import Recipe, digest
 from ablate.step import Step
 
 REPORT_SECONDS = 0.5
-CUDA_CHECK_STEPS = 50
-"""On a GPU losses are read back only this often, and at evaluations: reading waits for the device."""
+"""How often losses are read back from a GPU between evaluations: reading waits for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +63,13 @@ OnStep = Callable[[Progress], None]
 
 def train(
     recipe: Recipe, on_step: OnStep | None = None, *, corpus: Corpus, device: str | None = None,
-    exclusive: AbstractContextManager[Any] | None = None, checkpoint: Checkpoint | None = None,
+    exclusive: AbstractContextManager[Any] | None = None, checkpoint: Checkpoint | None = None, kept: Kept | None = None,
 ) -> Result:  # fmt: skip
     """Train `recipe` on `corpus` from its seed to its last step.
 
     `on_step` hears of progress at most a few times a second; what it raises ends the run. `exclusive` is entered when all is built and
-    compiled, before the first measured step: a lease on the device. A loss that is not finite ends the run as `diverged`, which is a
-    result and not an error.
+    compiled, before the first measured step: a lease on the device. With `kept` of an earlier call nothing is compiled that was. A loss
+    that is not finite ends the run as `diverged`, which is a result and not an error.
 
     Raises:
         UserError: a corpus too short for the recipe.
@@ -77,28 +77,66 @@ def train(
         ValueError: a checkpoint of another recipe.
     """
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    with _arithmetic(recipe):
-        run = _Run(recipe, corpus, where)
-        run.step.warm_up(run.windows(0))
-        _seed(recipe, where)
-        if checkpoint is not None and checkpoint.path.exists():
-            run.load(checkpoint.path)
-        with exclusive or nullcontext():
-            return run.finish(run.loop(on_step, checkpoint))
+    kept = kept or Kept()
+    try:
+        with _arithmetic(recipe):
+            run = _Run(recipe, corpus, where, kept)
+            if checkpoint is not None and checkpoint.path.exists():
+                run.load(checkpoint.path)
+            with exclusive or nullcontext():
+                return run.finish(run.loop(on_step, checkpoint))
+    except BaseException:
+        kept.clear()
+        raise
+
+
+class Kept:
+    """What a process keeps from one trial to the next: the prepared step of the last shape, and tokens on a GPU.
+
+    At most one step: another one's memory would count in the peak of the next.
+    """
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        self._step: Step | None = None
+        self._tokens: Tensor | None = None
+        self._corpus = ""
+
+    def step(self, recipe: Recipe, device: torch.device, windows: Callable[[], Tensor]) -> Step:
+        """The step of `recipe`, at its beginning; `windows` gives some to prepare it on."""
+        step, self._step = self._step, None
+        if step is None or (step.device, step.recipe.shape()) != (device, recipe.shape()):
+            step = None  # its memory is needed
+            # the compiler counts recompilations per function, not per model, and after eight of them silently runs eager
+            torch.compiler.reset()
+            step = Step(recipe, device)
+            step.prepare(windows())
+        step.begin(recipe)
+        if recipe.capturable:
+            self._step = step
+        return step
+
+    def tokens(self, corpus: Corpus, device: torch.device) -> Tensor | None:
+        """As `feed.resident`."""
+        if (self._corpus, self._tokens is None) != (corpus.fingerprint, False):
+            self._tokens = None
+            self._tokens, self._corpus = resident(corpus, device), corpus.fingerprint
+        return self._tokens
 
 
 class _Run:
     """The state of one run."""
 
-    def __init__(self, recipe: Recipe, corpus: Corpus, device: torch.device) -> None:
+    def __init__(self, recipe: Recipe, corpus: Corpus, device: torch.device, kept: Kept) -> None:
         self.recipe, self.device, self.corpus = recipe, device, corpus
         self.steps, self.length = recipe.train.steps, recipe.data.seq_len
-        self.model: Decoder = build(recipe, device)
-        self.step = Step(recipe, self.model, compile=device.type == "cuda")
-        self.order = corpus.order(
-            recipe.seed, self.length, self.steps * recipe.batch.sequences, recipe.data.unique_sequences
-        )
-        self.tokens = torch.from_numpy(_signed(corpus.tokens)).to(device) if device.type == "cuda" else None
+        sequences = recipe.batch.sequences
+        order = corpus.order(recipe.seed, self.length, self.steps * sequences, recipe.data.unique_sequences)
+        self.feed = Feed(corpus, order, sequences, self.length, device, kept.tokens(corpus, device))
+        self.step: Step = kept.step(recipe, device, lambda: self.feed.windows(0))
+        _seed(recipe, device)
         self.slice: Validation = corpus.validation(self.length, recipe.evaluation.sequences)
         self.slice_tokens = torch.from_numpy(np.asarray(self.slice.tokens, dtype=np.int64)).to(device)
         self.factors = lr_factors(recipe)
@@ -109,56 +147,47 @@ class _Run:
         self.done = 0
         self.curves: dict[str, list[list[float]]] = {"val_loss": []}
         self.val_se = math.nan
-        self.memory: dict[str, float] = {}
         self.resumed = 0
         self.earlier_seconds = 0.0
-
-    def windows(self, step: int) -> Tensor:
-        """The sequences of a step, [sequences, T + 1] token ids on the device."""
-        size = self.recipe.batch.sequences
-        starts = self.order[step * size : (step + 1) * size]
-        if self.tokens is not None:
-            index = torch.from_numpy(starts).to(self.device, non_blocking=True)[:, None]
-            return self.tokens[index + torch.arange(self.length + 1, device=self.device)].long()
-        rows = starts[:, None] + np.arange(self.length + 1)
-        return torch.from_numpy(self.corpus.tokens[rows].astype(np.int64))
+        self.ceiling = math.nan
+        self.energy: float | None = None
 
     def loop(self, on_step: OnStep | None, checkpoint: Checkpoint | None) -> int | None:
         """Steps until the end; returns the step (1 is the first) whose loss was not finite, if one was."""
+        precision = self.recipe.train.precision.build()
+        self.ceiling = measure.matmul_flops(self.device, measure.product_dtype(self.recipe), precision.tf32)
+        energy = measure.Energy(self.device)
         reported = saved = time.monotonic()
         checked = self.done
-        every = CUDA_CHECK_STEPS if self.device.type == "cuda" else 1
+        self.clock.start()
         while self.done < self.steps:
             self._one_step()
-            evaluate = self.done in self.points
-            if evaluate or self.done - checked >= every or self.done == self.steps:
+            evaluate, now = self.done in self.points, time.monotonic()
+            due = evaluate or now - reported >= REPORT_SECONDS
+            if due or self.device.type == "cpu":
                 bad = (~torch.isfinite(self.losses[checked : self.done])).nonzero()
                 if len(bad):
                     return checked + int(bad[0]) + 1
                 checked = self.done
             if evaluate and not self._evaluate():
                 return self.done
-            now = time.monotonic()
-            if on_step and (evaluate or (now - reported >= REPORT_SECONDS and checked == self.done)):
+            if due and on_step:
                 on_step(self._progress(evaluate))
-                reported = now
-            if checkpoint and now - saved >= checkpoint.every_seconds and self.done < self.steps:
+            save = checkpoint is not None and now - saved >= checkpoint.every_seconds and self.done < self.steps
+            if checkpoint and save:
                 self.save(checkpoint.path)
                 saved = now
+            if due or save:
+                reported = time.monotonic()
+                self.clock.start()
+        self.energy = energy.wh()
         return None
 
     def _one_step(self) -> None:
-        windows = self.windows(self.done)
-        factor = self.factors[self.done]
-        # a step after the first update meets every tensor of a step, the optimizer's state included
-        if not self.memory and (self.step.optimizer.state or self.done == self.steps - 1):
-            with measure.StepMemory(self.model, self.step.optimizer) as memory:
-                loss, norm = self.step(windows, factor, memory.watch)
-            self.memory = memory.metrics()
-        else:
-            with self.clock.step():
-                loss, norm = self.step(windows, factor)
+        windows = self.feed.windows(self.done, self.step.windows)
+        loss, norm = self.step(windows, self.factors[self.done])
         self.losses[self.done], self.norms[self.done] = loss, norm
+        self.clock.step()
         self.done += 1
 
     def _evaluate(self) -> bool:
@@ -179,15 +208,16 @@ class _Run:
 
     def finish(self, diverged_at: int | None) -> Result:
         recipe, slice_ = self.recipe, self.slice
-        flops = measure.flops_per_token(self.model, recipe)
+        model: Decoder = self.step.model
+        flops = measure.flops_per_token(model, recipe)
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         peak = measure.peak_flops(name, recipe)
         metrics: dict[str, float] = {
             "tokens": self.done * recipe.batch_tokens,
             "epochs": self.done * recipe.batch_tokens / recipe.fresh_tokens(self.corpus.train_tokens),
-            "parameters": parameter_count(self.model),
+            "parameters": parameter_count(model),
             "flops_per_token": flops,
-            "kv_cache_bytes_per_token": measure.kv_cache_bytes_per_token(self.model),
+            "kv_cache_bytes_per_token": measure.kv_cache_bytes_per_token(model),
             "unigram_entropy": slice_.unigram_entropy,
             "validation_bytes": slice_.bytes,
         }
@@ -195,9 +225,11 @@ class _Run:
             metrics["loss_floor"] = slice_.loss_floor
         if slice_.entropy_rate is not None:
             metrics["entropy_rate"] = slice_.entropy_rate
-        metrics |= self.clock.metrics(recipe, flops, peak)
+        metrics |= self.clock.metrics(recipe, flops, peak, self.ceiling)
         metrics["train_seconds"] = self.earlier_seconds + sum(self.clock.seconds)
-        metrics |= self.memory
+        metrics |= self.step.memory
+        if self.energy is not None:
+            metrics["energy_wh"] = self.energy
         if diverged_at is not None:
             metrics["diverged_at_step"] = diverged_at
         else:
@@ -210,7 +242,8 @@ class _Run:
             "flop_formula": measure.FLOP_FORMULA,
             "peak_flops": peak,
             "validation_sequences": len(slice_.tokens),
-            "excluded_from_speed": f"compilation, evaluation, data transfer, the first {measure.WARM_UP_STEPS} steps",
+            "measured_matmul_flops": self.ceiling,
+            "excluded_from_speed": f"compilation, evaluation, reports, the first {measure.WARM_UP_STEPS} steps",
             "resumed_at_step": self.resumed,
         }
         return Result(
@@ -240,7 +273,7 @@ class _Run:
             "recipe": digest(self.recipe.to_dict()), "corpus": self.corpus.fingerprint, "done": self.done,
             "step": self.step.state_dict(),
             "losses": self.losses, "norms": self.norms, "curves": self.curves, "val_se": self.val_se,
-            "seconds": self.earlier_seconds + sum(self.clock.seconds), "memory": self.memory, "rng": torch.get_rng_state(),
+            "seconds": self.earlier_seconds + sum(self.clock.seconds), "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }  # fmt: skip
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -259,7 +292,7 @@ class _Run:
         self.losses, self.norms, self.curves = state["losses"], state["norms"], state["curves"]
         self.done = self.resumed = state["done"]
         # steps before the interruption may not have had the device to themselves: speed is that of the steps after it
-        self.val_se, self.memory, self.earlier_seconds = state["val_se"], state["memory"], state["seconds"]
+        self.val_se, self.earlier_seconds = state["val_se"], state["seconds"]
         torch.set_rng_state(state["rng"].cpu())
         if state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.device)
@@ -303,8 +336,3 @@ def _arithmetic(recipe: Recipe) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before)
         torch.set_float32_matmul_precision(products)
-
-
-def _signed(tokens: np.ndarray) -> np.ndarray:
-    """uint16 as int32, for not every CUDA kernel indexes unsigned tensors."""
-    return np.asarray(tokens).astype(np.int32)

@@ -52,11 +52,10 @@ def movement(init, dim: int) -> tuple[float, float]:
         model__init=init, model__dim=dim, model__n_heads=dim // 16, optimizer={"adamw": {"lr": 3e-3}}, model__norm="rmsnorm"
     )  # fmt: skip
     windows = torch.from_numpy(ArrayCorpus().validation(16, 8).tokens)
-    model = build(recipe, "cpu")
-    added = []
+    step = Step(recipe, "cpu")
+    model, added = step.model, []
     model.blocks[-1].register_forward_hook(lambda block, inputs, output: added.append((output - inputs[0]).detach()))
     before = model(windows[:, :-1]).detach()
-    step = Step(recipe, model, compile=False)
     for _ in range(10):
         step(windows, 1.0)
     after = model(windows[:, :-1]).detach()

@@ -57,8 +57,8 @@ def test_the_flop_formula_agrees_with_torchs_count_beyond_the_factors(overrides:
 
 def test_what_is_computed_again_is_no_flop_of_the_model():
     plain = tiny()
-    again = tiny(train__checkpointing="full", train__loss_chunks=4)
-    assert counted(again) > 1.2 * counted(plain)
+    again = tiny(train__checkpointing="full")
+    assert counted(again) > 1.1 * counted(plain)
     flops = [measure.flops_per_token(build(recipe, "meta"), recipe) for recipe in (plain, again)]
     assert flops[0] == flops[1]
 
@@ -73,7 +73,7 @@ def test_the_flop_formula_by_hand():
 
 def measured(recipe: Recipe, steps: int = 2) -> tuple[Step, dict[str, float]]:
     """A step of the recipe and the memory of its last call."""
-    step = Step(recipe, build(recipe, "cpu"), compile=False)
+    step = Step(recipe, "cpu")
     windows = torch.randint(0, 64, (recipe.batch.sequences, recipe.data.seq_len + 1))
     for _ in range(steps - 1):
         step(windows, 1.0)
@@ -84,7 +84,7 @@ def measured(recipe: Recipe, steps: int = 2) -> tuple[Step, dict[str, float]]:
 
 def allocated_peak(recipe: Recipe) -> float:
     """The peak of a step in GiB by the CPU allocator's own reports, which see what the dispatcher does not."""
-    step = Step(recipe, build(recipe, "cpu"), compile=False)
+    step = Step(recipe, "cpu")
     windows = torch.randint(0, 64, (recipe.batch.sequences, recipe.data.seq_len + 1))
     step(windows, 1.0)
     state = [t for entry in step.optimizer.state.values() for t in entry.values() if isinstance(t, torch.Tensor)]
@@ -153,7 +153,7 @@ def test_memory_agrees_with_torchs_tracker():
 
     recipe = tiny(**SHAPES | {"batch__micro_sequences": 8})
     _, found = measured(recipe)
-    step = Step(recipe, build(recipe, "cpu"), compile=False)
+    step = Step(recipe, "cpu")
     windows = torch.randint(0, 64, (8, 33))
     step(windows, 1.0)
     tracker = MemTracker()
@@ -202,10 +202,11 @@ def test_throughput_is_batch_over_median_step():
     recipe = tiny(train__steps=20)
     clock = measure.StepClock(torch.device("cpu"))
     clock.seconds = [9.0] * 2 + list(np.linspace(1, 3, 18))
-    found = clock.metrics(recipe, flops=10, peak=1000.0)
+    found = clock.metrics(recipe, flops=10, peak=1000.0, ceiling=800.0)
     assert found["step_time_ms"] == pytest.approx(2000)
     assert found["tokens_per_second"] == pytest.approx(128 / 2)
-    assert found["mfu"] == pytest.approx(64 * 10 / 1000)
+    assert (found["mfu"], found["mfu_measured"]) == (pytest.approx(64 * 10 / 1000), pytest.approx(64 * 10 / 800))
+    assert 1000 < found["step_time_ms_p10"] < 2000 < found["step_time_ms_p90"] < 3000
 
 
 @pytest.mark.parametrize("precision", [v.name for v in load_factors()["precision"]])

@@ -18,8 +18,7 @@ WINDOWS = torch.from_numpy(ArrayCorpus().validation(16, 8).tokens)
 
 
 def step_of(**overrides) -> Step:
-    recipe = tiny(**overrides)
-    return Step(recipe, build(recipe, "cpu"), compile=False)
+    return Step(tiny(**overrides), "cpu")
 
 
 def gradients(**overrides) -> dict[str, torch.Tensor]:
@@ -41,9 +40,9 @@ def test_label_smoothing_and_z_loss_follow_their_equations_and_only_in_training(
     plain = -logs.gather(-1, WINDOWS[:, 1:, None])[..., 0]
     torch.testing.assert_close(entropy, plain)
     smoothed = 0.9 * plain - 0.1 * logs.mean(-1)
-    torch.testing.assert_close(objective, smoothed + 0.01 * logits.exp().sum(-1).log().square())
+    torch.testing.assert_close(objective, (smoothed + 0.01 * logits.exp().sum(-1).log().square()).mean())
     entropy, objective = model.eval().losses(WINDOWS)
-    assert torch.equal(entropy, objective)
+    assert torch.equal(entropy.mean(), objective)
 
 
 def test_what_is_reported_is_the_cross_entropy_whatever_is_minimized():
@@ -97,7 +96,8 @@ def test_loss_chunks_change_the_memory_and_not_the_gradient(chunks: int):
     expected, found = gradients(), gradients(train__loss_chunks=chunks)
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-7)
-    assert kept_bytes(train__loss_chunks=chunks) < kept_bytes() - 0.9 * 8 * 64 * 320 * 4
+    # the gradient of the head takes the place of the logits
+    assert kept_bytes(train__loss_chunks=chunks) < kept_bytes() - 8 * 64 * 320 * 4 + 2 * 32 * 320 * 4
 
 
 # number formats
@@ -138,19 +138,21 @@ def test_gradients_in_few_bits_are_those_in_many_unscaled(precision: str):
 
 def test_an_overflow_in_fp16_leaves_the_step_out_and_halves_the_scale():
     step = step_of(train__precision="fp16")
-    step.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    assert step.scale is not None
+    step.scale.factor.fill_(2.0**40)
     before = [p.detach().clone() for p in step.parameters]
     loss, _ = step(WINDOWS, 1.0)
     assert loss.isfinite()
     assert all(torch.equal(p, b) for p, b in zip(step.parameters, before, strict=True))
-    assert step.scaler.get_scale() == 2.0**39
+    assert float(step.scale.factor) == 2.0**39
 
 
 @pytest.mark.parametrize("optimizer", [variant.name for variant in load_factors()["optimizer"]])
 def test_a_first_step_that_is_left_out_leaves_no_state_of_unset_memory(optimizer: str):
     schedule = "constant" if optimizer == "schedule_free" else "cosine"
     step = step_of(train__precision="fp16", optimizer=optimizer, lr_schedule=schedule)
-    step.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    assert step.scale is not None
+    step.scale.factor.fill_(2.0**40)
     torch.use_deterministic_algorithms(True)  # fills unset memory
     try:
         step(WINDOWS, 1.0)

@@ -31,7 +31,7 @@ def final_state(recipe: Recipe, **options):
         return kept["model"]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ablate.train.build", keep)
+        patch.setattr("ablate.step.build", keep)
         result = train(recipe, corpus=CORPUS, device="cpu", **options)
     return result, {name: p.detach() for name, p in kept["model"].named_parameters()}
 
@@ -43,7 +43,7 @@ def test_any_split_into_micro_batches_gives_the_same_gradient(split: int, dropou
     gradients = []
     for micro in (8, split):
         recipe = tiny(batch__micro_sequences=micro)
-        step = Step(recipe, build(recipe, "cpu"), compile=False)
+        step = Step(recipe, "cpu")
         loss = step.gradients(windows)
         gradients.append([loss, *(p.grad for p in step.model.parameters())])
     for whole, parts in zip(*gradients, strict=True):
@@ -106,7 +106,7 @@ def test_dropout_zero_is_off_and_each_place_acts():
         assert torch.equal(off, loss(**{f"model__dropout__{place}": 0.0}))
         assert not torch.equal(off, loss(**{f"model__dropout__{place}": 0.5})), place
     recipe = tiny(model__dropout=0.5)
-    step = Step(recipe, build(recipe, "cpu"), compile=False)
+    step = Step(recipe, "cpu")
     assert torch.equal(step.evaluate(windows), step.evaluate(windows)), "dropout acted in evaluation"
 
 
@@ -200,10 +200,9 @@ def test_the_validation_loss_is_the_plain_mean_and_bits_per_byte_follow():
 def test_clipping_bounds_what_reaches_the_optimizer():
     recipe = tiny(train__clipping={"norm": {"limit": 0.01}}, optimizer={"adamw": {"lr": 1e-3}})
     seen = []
-    model = build(recipe, "cpu")
-    step = Step(recipe, model, compile=False)
+    step = Step(recipe, "cpu")
     step.optimizer.register_step_pre_hook(
-        lambda *_: seen.append(float(torch.stack([p.grad.norm() for p in model.parameters()]).norm()))
+        lambda *_: seen.append(float(torch.stack([p.grad.norm() for p in step.parameters]).norm()))
     )
     _, norm = step(torch.randint(0, 64, (8, 17)), 1.0)
     assert float(norm) > 0.1 and seen == [pytest.approx(0.01, rel=1e-3)]

@@ -69,7 +69,7 @@ def test_takes_sequences_shorter_than_the_longest(variant: Variant):
 @pytest.mark.parametrize("variant", OF_A_STEP, ids=name)
 def test_has_finite_gradients_everywhere_and_no_graph_break(variant: Variant):
     recipe = recipe_with(variant, data__document_masking=True)
-    step = Step(recipe, build(recipe, "cpu"), compile=False)
+    step = Step(recipe, "cpu")
     torch.compiler.reset()
     step._losses = torch.compile(step.model.losses, backend="eager", fullgraph=True)
     windows = torch.randint(0, 257, (8, 17))
@@ -99,7 +99,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 @pytest.mark.parametrize("variant", OF_THE_MODEL, ids=name)
 def test_runs_in_bf16_and_keeps_fp32_state(variant: Variant):
     recipe = recipe_with(variant, train__precision="bf16")
-    step = Step(recipe, build(recipe, "cpu"), compile=False)
+    step = Step(recipe, "cpu")
     windows = torch.randint(0, 64, (8, 17))
     full = build(recipe_with(variant, train__precision="fp32"), "cpu").eval()
     with torch.no_grad():
@@ -113,7 +113,7 @@ def test_runs_in_bf16_and_keeps_fp32_state(variant: Variant):
 @pytest.mark.parametrize("variant", OF_THE_MODEL, ids=name)
 def test_goes_with_a_model_in_bf16(variant: Variant):
     recipe = recipe_with(variant, train__precision="bf16_params")
-    step = Step(recipe, build(recipe, "cpu"), compile=False)
+    step = Step(recipe, "cpu")
     loss, norm = step(torch.randint(0, 64, (8, 17)), 1.0)
     assert loss.isfinite() and norm.isfinite()
     assert {p.dtype for p in step.model.parameters()} == {torch.bfloat16}
@@ -123,7 +123,7 @@ def test_goes_with_a_model_in_bf16(variant: Variant):
 def test_a_checkpoint_brings_back_the_whole_step(variant: Variant, tmp_path: Path):
     recipe = recipe_with(variant)
     windows = [torch.randint(0, 64, (8, 17)) for _ in range(4)]
-    whole, other = (Step(recipe, build(recipe, "cpu"), compile=False) for _ in range(2))
+    whole, other = (Step(recipe, "cpu") for _ in range(2))
     for batch in windows[:2]:
         whole(batch, 0.5)
     torch.save(whole.state_dict(), tmp_path / "state.pt")
