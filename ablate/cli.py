@@ -10,6 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -239,7 +240,11 @@ def run(
         bool, typer.Option("--retry-failed", help="Try again what ran out of memory or time, or crashed.")
     ] = False,
     workers: Annotated[
-        int | None, typer.Option("--workers", metavar="N", min=1, help="Trials at once on each device.")
+        int | None, typer.Option("--workers", metavar="N", min=1, help="Trials at work at once on each device.")
+    ] = None,
+    pack: Annotated[
+        int | None,
+        typer.Option("--pack", metavar="N", min=1, help="Train so many at once on each GPU; speed is then shared."),
     ] = None,
     timeout: Annotated[
         float | None, typer.Option("--timeout", metavar="SECONDS", min=1, help="The longest that a trial may take.")
@@ -249,17 +254,21 @@ def run(
 
     Ctrl-C keeps what is finished; the same command goes on from there.
     """
-    from ablate import data, render
+    import time
+
+    from ablate import data, environment, render
     from ablate.plan import make_plan
     from ablate.recipe import canonical_json
     from registry import Spool, Store
     from registry.home import home
 
+    started = time.time()
     design = _design(suite, scale, settings, seeds, only)
+    environment.share(workers, pack=pack)  # what is asked for cannot be had, perhaps
     corpora = {canonical_json(trial.recipe.to_dict()["data"]): trial.recipe.data for trial in design.trials}
     for corpus in corpora.values():
         data.prepare(corpus, home() / "cache", lambda message: print(message, file=sys.stderr))
-    made = make_plan(design, home=home(), retry_failed=retry_failed, workers=workers)
+    made = make_plan(design, home=home(), retry_failed=retry_failed, workers=workers, pack=pack)
     # a board shows the whole design, also where only some of its cells are run now
     whole = make_plan(_design(suite, scale, settings, seeds, None), home=home()) if only else made
     print(render.summary(made), file=sys.stderr)
@@ -271,12 +280,13 @@ def run(
         print(f"see the results with: {see}", file=sys.stderr)
         return FAILED if any(row.status != "finished" for row in made.rows) else 0
 
-    from ablate import scheduler
+    from ablate import scheduler, timeline
     from ablate.display import Display
 
     with Display(render.console(stderr=True), design.suite.name) as display:
         outcome = scheduler.run(
-            made.jobs(), home=home(), store=store, address=address, workers_per_device=workers, timeout=timeout, on_event=display
+            made.jobs(), home=home(), store=store, address=address, workers_per_device=workers, timeout=timeout, on_event=display,
+            pack=pack, started=started,
         )  # fmt: skip
     if outcome.waiting_in_spool:
         print(f"{outcome.waiting_in_spool} records wait in the spool for the tracking store", file=sys.stderr)
@@ -291,6 +301,11 @@ def run(
     for trial_id in failed:
         print(f"what a failed trial wrote: ablate logs {trial_id}", file=sys.stderr)
     print(f"see the results with: {see}", file=sys.stderr)
+    labels = {row.trial_id: row.trial.label for row in made.rows}
+    records = ((f"{labels[r.trial_id]} seed {r.seed}", r.context, r.environment) for r in outcome.records)
+    if found := timeline.Timeline.of(records):
+        path = timeline.save(found, f"{design.suite.name} {design.scale}", home() / "timelines")
+        print(f"{found.summary()}: {path}", file=sys.stderr)
     return FAILED if failed or outcome.missing else 0
 
 
@@ -322,6 +337,30 @@ def status(suite: NamedSuite, scale: OnlyScale = None) -> None:
             print(f"  {log_path(home(), one['trial_id'])}")
     for trial in active:
         print(f"{trial.trial_id}  {trial.label}  {trial.phase}  step {trial.step} of {trial.steps}")
+
+
+@app.command()
+def timeline(
+    suite: NamedSuite,
+    scale: OnlyScale = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE.svg", help="Where to write the picture.")
+    ] = None,
+) -> None:
+    """Draw what each worker did in the last run of a suite, and how much of the time one was training."""
+    from ablate import timeline
+    from registry.home import home
+
+    name = _name(suite)
+    found = timeline.recorded(name, scale)
+    if found is None:
+        raise UserError(f"the trials of suite {name!r} were recorded without a timeline")
+    title = " ".join(filter(None, (name, scale)))
+    if output is None:
+        output = timeline.save(found, title, home() / "timelines")
+    else:
+        output.write_text(found.svg(title), encoding="utf-8")
+    print(f"{found.summary()}: {output}")
 
 
 @app.command()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,8 +15,10 @@ from typing import Any
 from ablate.errors import UserError
 from ablate.recipe import digest
 
-WORKERS_PER_GPU = 2
-"""One trains while the other imports, loads, compiles and warms up."""
+WORKERS_PER_GPU = 4
+"""One trains while the others import, load, compile and warm up."""
+MEMORY_SHARE, CORES_PER_WORKER, HOST_GIB_PER_WORKER = 0.8, 2, 6.0
+"""What workers on a GPU may forecast of its memory all together, and what each needs of the machine to compile."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,38 +30,100 @@ class Share:
     per_device: int
     threads: int
 
+    def workers(self, trials: int) -> int:
+        """How many workers a run of so many trials starts."""
+        return min(trials, self.devices * self.per_device)
 
-def share(workers: int | None = None) -> Share:
-    """Two workers per GPU; without a GPU one single-threaded worker per core.
 
-    The threads are part of a CPU's numbers, so they depend on the machine alone and never on how many trials there are. An
-    explicit number of `workers` (per device) divides the cores of a machine without a GPU among them.
+def share(workers: int | None = None, *, pack: int | None = None, memory_gib: float = 0.0) -> Share:
+    """As many workers per GPU as `workers_per_gpu` finds room for; without a GPU one single-threaded worker per core.
+
+    `pack` trials are to train at once on each GPU. `memory_gib` is the largest forecast of a trial. The threads are part of a
+    CPU's numbers, so they depend on the machine alone and never on how many trials there are. An explicit number of `workers` (per
+    device) divides the cores of a machine without a GPU among them.
 
     Raises:
-        UserError: fewer than one worker, or more than there are cores.
+        UserError: fewer than one worker, more than there are cores, or `pack` without a GPU or beside `workers`.
     """
     import torch
 
-    if workers is not None and workers < 1:
-        raise UserError(f"workers per device: {workers} is not a positive number")
+    for name, number in (("workers per device", workers), ("trials packed on a GPU", pack)):
+        if number is not None and number < 1:
+            raise UserError(f"{name}: {number} is not a positive number")
+    if pack is not None and workers is not None:
+        raise UserError("--pack already says how many workers there are on each GPU: leave out --workers")
     if torch.cuda.is_available():
         gpus = torch.cuda.device_count()
-        return Share(device="cuda", devices=gpus, per_device=workers or WORKERS_PER_GPU, threads=1)
+        device_gib = torch.cuda.get_device_properties(0).total_memory / 2**30
+        per_device = pack or workers or workers_per_gpu(
+            device_gib=device_gib, trial_gib=memory_gib, cores=cores() // gpus, host_gib=host_gib() / gpus
+        )  # fmt: skip
+        return Share(device="cuda", devices=gpus, per_device=per_device, threads=1)
+    if pack is not None:
+        raise UserError("--pack trains several trials at once on a GPU, and there is none: use --workers on a CPU")
     if workers is not None and workers > cores():
         raise UserError(f"workers per device: {workers} is more than the {cores()} cores there are")
     threads = cores() // workers if workers else 1
     return Share(device="cpu", devices=1, per_device=workers or cores(), threads=threads)
 
 
-def workers(per_device: int | None, trials: int) -> int:
-    """How many workers a run of so many trials starts on this machine."""
-    found = share(per_device)
-    return min(trials, found.devices * found.per_device)
+def workers_per_gpu(*, device_gib: float, trial_gib: float, cores: int, host_gib: float) -> int:
+    """How many workers a GPU has room for, at least one: by its memory, and its share of the machine's cores and memory."""
+    room = MEMORY_SHARE * device_gib / trial_gib if trial_gib else WORKERS_PER_GPU
+    limits = (WORKERS_PER_GPU, room, cores // CORES_PER_WORKER, host_gib / HOST_GIB_PER_WORKER)
+    return max(1, int(min(limits)))
+
+
+def for_workers(found: Share, home: Path) -> dict[str, str]:
+    """The variables that a worker's process needs before it imports torch: threads as recorded, caches that outlive it.
+
+    What the user set of caches and the compiler's threads stays as it is.
+    """
+    cache = home / "cache" / "inductor"
+    compilers = max(1, cores() // (found.devices * found.per_device))
+    wanted = {
+        "TORCHINDUCTOR_CACHE_DIR": str(cache),
+        "TRITON_CACHE_DIR": str(cache / "triton"),
+        "TORCHINDUCTOR_COMPILE_THREADS": str(compilers),
+    }
+    # Ray would give them the number of CPUs that it counts for a worker
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(found.threads))
+    return {name: os.environ.get(name, value) for name, value in wanted.items()} | threads
+
+
+@contextmanager
+def exported(variables: Mapping[str, str]) -> Iterator[None]:
+    """Processes that are started meanwhile inherit these environment variables."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """CPU cores that this process may use: those of its affinity, or what its control group is given of their time."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, _, period = _control_group("cpu.max").partition(" ")
+    return max(1, min(count, round(int(quota) / int(period)))) if quota.isdigit() and period.isdigit() else count
+
+
+def host_gib() -> float:
+    """Memory of this machine that its processes may use, in GiB: all, or what their control group is given."""
+    physical, limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), _control_group("memory.max")
+    return (min(physical, int(limit)) if limit.isdigit() else physical) / 2**30
+
+
+def _control_group(name: str) -> str:
+    """What a container's control group (version 2) says; empty outside of one, `max` where it sets no limit."""
+    try:
+        return (Path("/sys/fs/cgroup") / name).read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
 
 
 def describe(device: str, threads: int) -> dict[str, Any]:
@@ -76,7 +141,7 @@ def describe(device: str, threads: int) -> dict[str, Any]:
         "host": platform.node(),
         "cpu": _cpu_name(),
         "cores": cores(),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "memory_gib": round(host_gib(), 1),
     }
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)

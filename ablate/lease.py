@@ -22,7 +22,8 @@ class Lease:
 
     `name` says which device (its UUID, or `cpu`). A `shared` lease is held by several at once and keeps out those that want the
     device to themselves. Without a name entering waits for nothing, and of either kind `exclusive` stays False. `on_wait` is
-    called if somebody else holds it, `on_start` once the measured window begins.
+    called if somebody else holds it, `on_start` once the measured window begins, `on_end` when that is over. What needs the device
+    to itself before that window may `acquire` it first.
     """
 
     def __init__(
@@ -32,9 +33,10 @@ class Lease:
         shared: bool = False,
         on_wait: Callable[[], None] = lambda: None,
         on_start: Callable[[], None] = lambda: None,
+        on_end: Callable[[], None] = lambda: None,
     ) -> None:
         self._lock = FileLock(lease_folder() / f"{name}.lock") if name else None
-        self._on_wait, self._on_start = on_wait, on_start
+        self._on_wait, self._on_start, self._on_end = on_wait, on_start, on_end
         self._shared = shared
         self._waited = 0.0
         self._since: float | None = None
@@ -45,17 +47,27 @@ class Lease:
         """Seconds spent waiting for another holder, also while that lasts."""
         return self._waited + (time.monotonic() - self._since if self._since is not None else 0.0)
 
+    def acquire(self) -> None:
+        """Hold the device from now on; waits for whoever has it."""
+        if self._lock is None or self._lock.held:
+            return
+        if not self._lock.acquire(blocking=False, shared=self._shared):
+            self._on_wait()
+            self._since = time.monotonic()
+            self._lock.acquire(shared=self._shared)
+            self._waited, self._since = self.waited, None
+        self.exclusive = not self._shared
+
+    def release(self) -> None:
+        """Let others have the device; nothing happens where it is not held."""
+        if self._lock is not None and self._lock.held:
+            self._lock.release()
+
     def __enter__(self) -> Self:
-        if self._lock is not None:
-            if not self._lock.acquire(blocking=False, shared=self._shared):
-                self._on_wait()
-                self._since = time.monotonic()
-                self._lock.acquire(shared=self._shared)
-                self._waited, self._since = self.waited, None
-            self.exclusive = not self._shared
+        self.acquire()
         self._on_start()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self._lock is not None:
-            self._lock.release()
+        self.release()
+        self._on_end()

@@ -12,24 +12,39 @@ from ablate.worker import Contended, Job
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What became of a row: a `record`, in JSON; `contended`; or neither, for its worker was lost because of `reason`."""
+    """What became of a row: a `record`, in JSON; `contended` or `crowded`; or neither, for its worker was lost because of `reason`."""
 
     index: int
     record: str | None = None
     contended: Contended | None = None
+    crowded: bool = False
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What a worker is given: the index of a job, its `finished_before`, and how many workers died over it so far."""
+
+    index: int
+    finished_before: int
+    deaths: int
 
 
 class Rows:
     """Hands out jobs, by index, as workers come free; with `by_shape` a worker gets the shape that it compiled last.
 
-    A row is open until it is settled. What became of it is told in `answers`, and whoever reads them settles it or has it done
-    `again`. The thread that runs Tune calls `take`, `answer` and `lost`; a turn of theirs is known by Tune's trial id.
+    A row is open until it is settled. What became of it is told in `answers`, and whoever reads them settles it, has it done
+    `again`, or sets it `aside` for a round in which no other worker takes its memory. The thread that runs Tune calls `take`,
+    `answer` and `lost`; a turn of theirs is known by Tune's trial id.
+
+    Workers prepare one shape each, and take turns on a device in the order in which they come to it. So their shapes are done at
+    different times, and while one prepares the next shape the others train.
     """
 
     def __init__(self, jobs: Sequence[Job], answers: queue.Queue[Answer]) -> None:
         self.open = set(range(len(jobs)))
-        self.tries: Counter[int] = Counter()
+        self.deaths: Counter[int] = Counter()
+        self._aside: set[int] = set()
         self._shapes = [job.shape for job in jobs]
         self._finished_before = [job.finished_before for job in jobs]
         self._waiting = deque(range(len(jobs)))
@@ -46,8 +61,8 @@ class Rows:
 
     @property
     def over(self) -> bool:
-        """Whether nothing is to be handed out any more."""
-        return self._stopped or not self.open
+        """Whether nothing is to be handed out any more in this round."""
+        return self._stopped or self.open <= self._aside
 
     def stop(self) -> None:
         self._stopped = True
@@ -60,8 +75,18 @@ class Rows:
             self._finished_before[index] = finished_before
         self._waiting.append(index)
 
-    def take(self, turn: str) -> tuple[int, int] | None:
-        """A row and its `finished_before`; None while all workers are busy or no open row waits."""
+    def aside(self, index: int) -> None:
+        self._aside.add(index)
+
+    def resume(self) -> int:
+        """Let what was set aside wait again; returns how many rows that are."""
+        count = len(self._aside)
+        self._waiting.extend(sorted(self._aside))
+        self._aside.clear()
+        return count
+
+    def take(self, turn: str) -> Row | None:
+        """A row; None while all workers are busy or no open row waits."""
         waiting = [index for index in self._waiting if index in self.open]
         if len(self._live) >= self._workers or not waiting:
             return None
@@ -73,15 +98,18 @@ class Rows:
             self._freed = None
         self._waiting.remove(chosen)
         self._live[turn] = chosen
-        self.tries[chosen] += 1
-        return chosen, self._finished_before[chosen]
+        return Row(chosen, self._finished_before[chosen], self.deaths[chosen])
 
-    def answer(self, turn: str, record: str | None, contended: Contended | None) -> None:
+    def answer(
+        self, turn: str, record: str | None = None, contended: Contended | None = None, crowded: bool = False
+    ) -> None:
         """A worker came back, and is free."""
         index = self._live.pop(turn)
         self._freed = self._shapes[index]
-        self._answers.put(Answer(index=index, record=record, contended=contended))
+        self._answers.put(Answer(index=index, record=record, contended=contended, crowded=crowded))
 
     def lost(self, turn: str, reason: str) -> None:
         """A worker did not come back."""
-        self._answers.put(Answer(index=self._live.pop(turn), reason=reason))
+        index = self._live.pop(turn)
+        self.deaths[index] += 1
+        self._answers.put(Answer(index=index, reason=reason))

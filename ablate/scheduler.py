@@ -19,16 +19,18 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ablate import environment
 from ablate.errors import UserError
-from ablate.rows import Answer, Rows
+from ablate.mps import mps
+from ablate.process import reset, settle, usable
+from ablate.rows import Answer, Row, Rows
 from ablate.scratch import scratch
 from ablate.status import Event, Finished, Message, Pace, Snapshot, log_path, running
-from ablate.worker import Contended, Job, Place, execute, make_record, reset, usable
+from ablate.worker import Contended, Crowded, Job, Place, execute, make_record
 from ablate.writer import Writer
 from registry.locks import TrialLock
 from registry.record import TrialRecord, attempt_key
@@ -71,32 +73,37 @@ class Outcome:
 def run(
     jobs: Sequence[Job], *, home: Path, store: Store, address: str | None = None, workers_per_device: int | None = None,
     timeout: float | None = None, on_event: Callable[[Event], None] = lambda event: None, trainer: str | None = None,
+    pack: int | None = None, started: float | None = None,
 ) -> Outcome:  # fmt: skip
     """Train `jobs` and put their records into `store`; blocks until that is done or SIGINT or SIGTERM came.
 
-    `address` is a Ray cluster's; without it Ray is started here, and nothing of it stays. `timeout` is in seconds per trial.
-    `on_event` is called in the calling thread, several times a second.
+    `address` is a Ray cluster's; without it Ray is started here, and nothing of it stays. `timeout` is in seconds per trial. `pack`
+    trials train at once on each GPU, whose speed is then nobody's own. `on_event` is called in the calling thread, several times a
+    second. Records say when the run `started`, in seconds since the epoch.
 
     Raises:
         UserError: the cluster does not answer, or has nothing to train on.
     """
     if not jobs:
         return Outcome(records=())
-    return _Run(list(jobs), home, store, address, workers_per_device, timeout, on_event, trainer).run()
+    share = environment.share(workers_per_device, pack=pack, memory_gib=max(job.memory_gib for job in jobs))
+    place = Place(home=home, device="", threads=1, lease=None, timeout=timeout, run_started=started or time.time())
+    if trainer is not None:
+        place = replace(place, trainer=trainer)
+    return _Run(list(jobs), store, address, share, pack is not None, place, on_event).run()
 
 
 class _Run:
     """The books of one run, kept by the main thread."""
 
     def __init__(
-        self, jobs: list[Job], home: Path, store: Store, address: str | None, workers: int | None,
-        timeout: float | None, on_event: Callable[[Event], None], trainer: str | None,
+        self, jobs: list[Job], store: Store, address: str | None, share: environment.Share, packed: bool, place: Place,
+        on_event: Callable[[Event], None],
     ) -> None:  # fmt: skip
-        self.jobs, self.home, self.store, self.address, self.on_event = jobs, home, store, address, on_event
-        self.share = environment.share(workers)
-        self.environment = environment.describe(self.share.device, self.share.threads)
-        self.timeout, self.trainer = timeout, trainer
-        self.spool = Spool(home)
+        self.jobs, self.home, self.store, self.address, self.on_event = jobs, place.home, store, address, on_event
+        self.share, self.packed, self.place = share, packed, place
+        self.environment = environment.describe(share.device, share.threads)
+        self.spool = Spool(self.home)
         self.spooled_before = {record.record_id for record in self.spool.records()}
         self.records: dict[str, TrialRecord] = {}
         self.elsewhere: set[str] = set()
@@ -111,8 +118,8 @@ class _Run:
 
     def run(self) -> Outcome:
         self.writer.start()
-        others = set(psutil.Process().children(recursive=True))
-        with _signals(self._interrupt), scratch() as self.scratch:
+        with _signals(self._interrupt), scratch() as self.scratch, self._multi_process_service():
+            others = set(psutil.Process().children(recursive=True))
             ray_thread = threading.Thread(target=self._ray, name="ray", daemon=True)
             ray_thread.start()
             try:
@@ -137,6 +144,17 @@ class _Run:
             interrupted=self.signal,
             waiting_in_spool=sum(record.record_id in ours for record in self.spool.records()),
         )
+
+    @contextmanager
+    def _multi_process_service(self) -> Iterator[None]:
+        """What lets packed trials run at the same time, where it can be had."""
+        if not self.packed:
+            yield
+            return
+        with mps(self.scratch) as trouble:
+            if trouble:
+                self.on_event(Message(f"packed trials take turns on the GPU, for {trouble}"))
+            yield
 
     # The main thread
 
@@ -179,6 +197,8 @@ class _Run:
         job, contended = self.jobs[answer.index], answer.contended
         if answer.record is not None:
             self._finished(answer.index, TrialRecord.from_json(answer.record))
+        elif answer.crowded:
+            self.rows.aside(answer.index)
         elif contended is not None and self._spooled(job):
             self.elsewhere.add(job.trial_id)
             self.rows.settle(answer.index)
@@ -186,7 +206,7 @@ class _Run:
             self.writer.ask(lambda: self._contended(answer.index, contended))
         elif record := self._spooled(job):
             self._finished(answer.index, record)  # its worker died right after writing it
-        elif self.rows.tries[answer.index] < TRIES:
+        elif self.rows.deaths[answer.index] < TRIES:
             self.rows.again(answer.index)
         elif self.signal is None:
             self._give_up(answer.index, answer.reason)
@@ -238,8 +258,11 @@ class _Run:
             workers, place = self._start()
             self.started.set()
             for _ in range(TRIES):
-                if self.rows.open and self.signal is None:
+                if not self.rows.over and self.signal is None:
                     self.failure = self._fit(workers, place)
+            if (crowded := self.rows.resume()) and self.signal is None:
+                self.share = replace(self.share, per_device=1)
+                self.failure = self._fit(min(crowded, self.share.devices), replace(place, alone=True))
         except Exception as error:
             self.failure = error
         finally:
@@ -248,13 +271,13 @@ class _Run:
 
     def _start(self) -> tuple[int, Place]:
         """Start Ray or join the cluster; how many workers there may be, and where they work."""
-        share, most = self.share, self.share.devices * self.share.per_device
+        share, variables = self.share, environment.for_workers(self.share, self.home)
         quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
         # errors of Ray's own processes are printed by a listener that no option turns off
         ray._private.worker._worker_logs_enabled = False  # pyright: ignore
         if self.address is None:
-            workers = min(most, len(self.jobs))
-            with _module_path(self.scratch):
+            workers = share.workers(len(self.jobs))
+            with _inherited(self.scratch, variables):
                 ray.init(
                     address="local", include_dashboard=False, num_cpus=workers * share.threads,
                     num_gpus=share.devices if share.device == "cuda" else 0, object_store_memory=100 * 2**20,
@@ -262,8 +285,8 @@ class _Run:
                 )  # fmt: skip
         else:
             try:
-                with _module_path(self.scratch):
-                    ray.init(address=self.address, **quiet)
+                with _inherited(self.scratch, {}):
+                    ray.init(address=self.address, runtime_env={"env_vars": variables}, **quiet)
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise UserError(f"Ray cluster {self.address}: {_one_line(error)}") from None
             resources = ray.cluster_resources()
@@ -276,12 +299,11 @@ class _Run:
                 raise UserError(f"Ray cluster {self.address}: it has no CPU to spare")
         # the CPUs of a cluster may be of several machines, with nobody to say which
         lease = "gpu" if share.device == "cuda" else "cpu" if self.address is None else None
-        shared = share.device == "cpu" and workers > 1
-        place = Place(
-            home=self.home, device=share.device, threads=share.threads, lease=lease, shared=shared, timeout=self.timeout
+        shared = self.packed or (share.device == "cpu" and workers > 1)
+        place = replace(
+            self.place, device=share.device, threads=share.threads, lease=lease, shared=shared,
+            alone=min(workers, share.per_device) == 1, device_uuid="" if share.device == "cuda" else "cpu",
         )  # fmt: skip
-        if self.trainer is not None:
-            place = replace(place, trainer=self.trainer)
         if self.address is not None:
             self._learn_environment()
         return workers, place
@@ -337,7 +359,9 @@ class Worker(tune.Trainable):
         if place.lease == "gpu":
             import torch
 
-            self.place = replace(place, lease=f"gpu-{torch.cuda.get_device_properties(0).uuid}")
+            uuid = str(torch.cuda.get_device_properties(0).uuid)
+            self.place = replace(place, lease=f"gpu-{uuid}", device_uuid=uuid)
+        settle()
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -348,11 +372,13 @@ class Worker(tune.Trainable):
         if not self.usable:
             raise RuntimeError("the last trial left this process unable to use its device")
         reset(self.place.device, self.place.threads)
-        job = replace(self.jobs[self.config["index"]], finished_before=self.config["finished_before"])
-        got = execute(job, self.place)
+        row = Row(**self.config)
+        job = replace(self.jobs[row.index], finished_before=row.finished_before)
+        got = execute(job, replace(self.place, deaths=row.deaths))
         self.usable = usable(self.place.device)
-        answer = {"contended": got} if isinstance(got, Contended) else {"record": got.to_json()}
-        return {"done": True, **answer}
+        if isinstance(got, TrialRecord):
+            return {"done": True, "record": got.to_json()}
+        return {"done": True, "crowded": True} if isinstance(got, Crowded) else {"done": True, "contended": got}
 
 
 class _Reasons(tune.Callback):
@@ -377,13 +403,13 @@ class _Search(Searcher):
         if self._rows.over:
             return Searcher.FINISHED
         row = self._rows.take(trial_id)
-        return None if row is None else {"index": row[0], "finished_before": row[1]}
+        return None if row is None else asdict(row)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         if error or not result:
             self._rows.lost(trial_id, self._reasons.found.get(trial_id, ""))
         else:
-            self._rows.answer(trial_id, result.get("record"), result.get("contended"))
+            self._rows.answer(trial_id, result.get("record"), result.get("contended"), result.get("crowded", False))
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune keeps a copy to resume from, and records say what is done."""
@@ -439,20 +465,14 @@ def _kill(processes: Iterable[psutil.Process]) -> None:
 
 
 @contextmanager
-def _module_path(folder: Path) -> Iterator[None]:
-    """Workers find the modules that this process finds, also in a checkout that is not installed.
+def _inherited(folder: Path, variables: Mapping[str, str]) -> Iterator[None]:
+    """Workers have these `variables`, and find the modules that this process finds, also in a checkout that is not installed.
 
     Ray would have them look in the current folder first, where a `registry` of the user's own may be: that is `folder` meanwhile.
     """
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
-    try:
-        with contextlib.chdir(folder):
-            yield
-    finally:
-        os.environ.pop("PYTHONPATH")
-        if before is not None:
-            os.environ["PYTHONPATH"] = before
+    path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
+    with environment.exported({**variables, "PYTHONPATH": path}), contextlib.chdir(folder):
+        yield
 
 
 @contextmanager

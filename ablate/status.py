@@ -9,7 +9,7 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from registry.record import TrialRecord
 
@@ -38,6 +38,9 @@ class TrialStatus:
 class StatusFile:
     """A worker's report on the trial that it has; at most two writes a second, and every change of phase."""
 
+    timeline: list[list[Any]]
+    """The phases that are over, as `[phase, start, end]` in seconds since the epoch."""
+
     def __init__(self, home: Path, *, trial_id: str, label: str, suite: str) -> None:
         now, pid = time.time(), os.getpid()
         self.path = status_folder(home) / f"{trial_id}.{pid}.json"
@@ -45,11 +48,21 @@ class StatusFile:
             trial_id=trial_id, label=label, suite=suite, phase="prepare", pid=pid, host=platform.node(),
             started_at=now, updated_at=now,
         )  # fmt: skip
+        self.timeline = []
+        self._since: float | None = now
         self._write()
 
     def phase(self, phase: Phase) -> None:
+        self.rest()
+        self._since = time.time()
         self._status = replace(self._status, phase=phase)
         self._write()
+
+    def rest(self) -> None:
+        """The phase is over, and none begins that a timeline shows."""
+        if self._since is not None:
+            self.timeline.append([self._status.phase, self._since, time.time()])
+            self._since = None
 
     def progress(self, *, step: int, steps: int, loss: float | None, tokens_per_second: float | None) -> None:
         self._status = replace(self._status, step=step, steps=steps, loss=loss, tokens_per_second=tokens_per_second)

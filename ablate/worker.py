@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import importlib
 import os
-import random
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -15,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ablate import process
 from ablate.environment import describe, environment_id
 from ablate.errors import UserError
 from ablate.lease import Lease
@@ -58,6 +57,8 @@ class Job:
     git_dirty: bool
     finished_before: int
     ablate_version: str
+    memory_gib: float = 0.0
+    """Forecast of what it takes of its device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,11 @@ class Contended:
 
     finished: int
     environment_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Crowded:
+    """The trial ran out of a device's memory that other workers hold a part of, and is to be tried where there are none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +83,14 @@ class Place:
     threads: int
     lease: str | None
     shared: bool = False
-    """Whether other workers may use the device at the same time."""
+    """Whether other workers may train on the device at the same time."""
+    alone: bool = True
+    """Whether no other worker of this run holds memory of the device."""
+    device_uuid: str = ""
+    run_started: float = 0.0
+    """When the run began, in seconds since the epoch."""
+    deaths: int = 0
+    """How many workers of this run died over the trial before."""
     timeout: float | None = None
     """Seconds that a trial may take, waiting for the device apart."""
     trainer: str = "ablate.worker:train_job"
@@ -100,7 +113,7 @@ class TrialTimeout(Exception):
     """A trial took longer than it may."""
 
 
-def execute(job: Job, place: Place) -> TrialRecord | Contended:
+def execute(job: Job, place: Place) -> TrialRecord | Contended | Crowded:
     """Make one attempt at `job`. When this returns a record, the spool has it.
 
     Waits while another process trains the same trial. What goes wrong in training is a status of the record; what is raised is
@@ -126,8 +139,8 @@ def execute(job: Job, place: Place) -> TrialRecord | Contended:
                 lock.mark_finished()
 
             record = _attempt(job, place, environment, status, keep)
-            if record.status in ("finished", "diverged"):
-                _checkpoint_path(job, place).unlink(missing_ok=True)
+            if isinstance(record, TrialRecord) and record.status in ("finished", "diverged"):
+                _checkpoint_path(job, place, key).unlink(missing_ok=True)
             return record
         finally:
             lock.release()
@@ -137,11 +150,13 @@ def execute(job: Job, place: Place) -> TrialRecord | Contended:
 
 def _attempt(
     job: Job, place: Place, environment: dict[str, Any], status: StatusFile, keep: Callable[[TrialRecord], None]
-) -> TrialRecord:  # fmt: skip
+) -> TrialRecord | Crowded:  # fmt: skip
     started, began = _now(), time.monotonic()
     lease = Lease(
-        place.lease, shared=place.shared, on_wait=lambda: status.phase("wait"), on_start=lambda: status.phase("train")
-    )
+        place.lease, shared=place.shared, on_wait=lambda: status.phase("wait"), on_start=lambda: status.phase("train"),
+        on_end=status.rest,
+    )  # fmt: skip
+    notes: dict[str, Any] = {"worker_deaths": place.deaths} if place.deaths else {}
 
     def on_step(progress: Progress) -> None:
         status.progress(
@@ -150,30 +165,54 @@ def _attempt(
         if place.timeout is not None and time.monotonic() - began - lease.waited > place.timeout:
             raise TrialTimeout(f"not done after {place.timeout:g} s, at step {progress.step} of {progress.steps}")
 
+    def ended(how: str, cause: str) -> TrialRecord:
+        status.rest()
+        context = notes | {
+            "waited_seconds": round(lease.waited, 3), "timeline": status.timeline, "worker": os.getpid(),
+            "device_uuid": place.device_uuid, "run_started": place.run_started,
+        }  # fmt: skip
+        return make_record(
+            job, environment, status=how, cause=cause, started=started, exclusive=lease.exclusive, context=context,
+            metrics={"total_seconds": time.monotonic() - began - lease.waited},
+        )  # fmt: skip
+
     def hangs() -> None:
-        cause = f"not done after {place.timeout:g} s, and it did not answer: its worker was ended"
-        keep(make_record(job, environment, status="timeout", cause=cause, started=started, exclusive=lease.exclusive))
+        keep(ended("timeout", f"not done after {place.timeout:g} s, and it did not answer: its worker was ended"))
+
+    def train() -> Result:
+        return _resolve(place.trainer)(job, place, Hooks(exclusive=lease, on_step=on_step, phase=status.phase))
 
     result = None
     watchdog = Watchdog(place.timeout, lambda: time.monotonic() - began - lease.waited, hangs)
     with _captured(log_path(place.home, job.trial_id)), watchdog:
         try:
-            result = _resolve(place.trainer)(job, place, Hooks(exclusive=lease, on_step=on_step, phase=status.phase))
-            ended, cause = result.status, result.cause
+            try:
+                result = train()
+            except Exception as error:
+                if not (process.is_out_of_memory(error) and (others := process.held_by_others(place.device))):
+                    raise
+                traceback.print_exc()
+                notes["first_attempt"] = f"out of memory, of which other processes held {others:.1f} GiB"
+            if result is None:  # outside of the handler, whose error keeps tensors alive
+                process.forget(place.device)
+                lease.acquire()
+                status.phase("prepare")
+                result = train()
+            how, cause = result.status, result.cause
         except (Exception, SystemExit) as error:  # whatever a variant does, the worker lives on
             traceback.print_exc()
-            ended, cause = _failure(error)
-    seconds = {"total_seconds": time.monotonic() - began - lease.waited}
-    record = make_record(
-        job, environment, status=ended, cause=cause, started=started, exclusive=lease.exclusive, metrics=seconds
-    )
-    context = record.context | {"waited_seconds": round(lease.waited, 3)}
+            how, cause = _failure(error)
+        finally:
+            lease.release()
     if result is None:
-        record = replace(record, context=context)
-    else:
+        process.forget(place.device)
+        if how == "out_of_memory" and not place.alone and "first_attempt" in notes:
+            return Crowded()
+    record = ended(how, cause)
+    if result is not None:
         record = replace(
-            record, step_mode=result.step_mode, metrics=result.metrics | seconds, curves=result.curves,
-            context=result.context | context,
+            record, step_mode=result.step_mode, metrics=result.metrics | record.metrics, curves=result.curves,
+            context=result.context | record.context,
         )  # fmt: skip
     keep(record)
     return record
@@ -181,7 +220,7 @@ def _attempt(
 
 def make_record(
     job: Job, environment: dict[str, Any], *, status: str, cause: str, started: str | None = None, exclusive: bool = False,
-    metrics: dict[str, float] | None = None,
+    metrics: dict[str, float] | None = None, context: dict[str, Any] | None = None,
 ) -> TrialRecord:  # fmt: skip
     """The record of an attempt at `job` that ends now."""
     now = _now()
@@ -191,12 +230,13 @@ def make_record(
         seed=job.seed, recipe=job.recipe, corpus_fingerprint=job.corpus_fingerprint,
         evaluation_fingerprint=job.evaluation_fingerprint, text_fingerprint=job.text_fingerprint, code_fingerprint=job.code_fingerprint,
         git_revision=job.git_revision, git_dirty=job.git_dirty, ablate_version=job.ablate_version, exclusive=exclusive,
-        started_at=started or now, finished_at=now, metrics=metrics or {}, context={"levels": job.levels},
+        started_at=started or now, finished_at=now, metrics=metrics or {},
+        context={"levels": job.levels} | (context or {}),
     )  # fmt: skip
 
 
 def train_job(job: Job, place: Place, hooks: Hooks) -> Result:
-    """Prepare the corpus, or find it prepared, and train the recipe.
+    """Train the recipe, with the corpus and the prepared step of the last trial where they are what it needs.
 
     Raises:
         UserError: the corpus is not the one that was planned with.
@@ -206,60 +246,25 @@ def train_job(job: Job, place: Place, hooks: Hooks) -> Result:
     from ablate.train import Checkpoint, train
 
     recipe = Recipe.from_dict(job.recipe)
-    corpus = data.prepare(recipe.data, place.home / "cache")
+    corpus = process.corpus(job.corpus_fingerprint, lambda: data.prepare(recipe.data, place.home / "cache"))
     if corpus.fingerprint != job.corpus_fingerprint:
         raise UserError(f"the corpus changed: {corpus.fingerprint} here, {job.corpus_fingerprint} when it was planned")
     hooks.phase("compile")
     long = job.estimated_seconds is not None and job.estimated_seconds > LONG_SECONDS
     checkpoint = Checkpoint(_checkpoint_path(job, place), CHECKPOINT_SECONDS) if long else None
     return train(
-        recipe, hooks.on_step, corpus=corpus, device=place.device, exclusive=hooks.exclusive, checkpoint=checkpoint
+        recipe, hooks.on_step, corpus=corpus, device=place.device, exclusive=hooks.exclusive, checkpoint=checkpoint,
+        kept=process.steps(),
     )  # fmt: skip
-
-
-def reset(device: str, threads: int) -> None:
-    """Bring the process to the state in which every trial starts, however many it ran before."""
-    import numpy as np
-    import torch
-
-    torch.set_default_dtype(torch.float32)
-    torch.set_grad_enabled(True)
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(False)
-    torch.backends.cudnn.benchmark = False
-    random.seed(0)
-    np.random.seed(0)
-    torch.manual_seed(0)
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-
-
-def usable(device: str) -> bool:
-    """Whether this process can still train: after some CUDA errors every later call fails too."""
-    import torch
-
-    if device == "cuda":
-        try:
-            torch.cuda.synchronize()
-        except RuntimeError:
-            return False
-    return True
 
 
 def _failure(error: Exception | SystemExit) -> tuple[str, str]:
     """Status and cause, in one line, of what a trial raised."""
-    import torch
-
     text = " ".join(str(error).split()).encode("utf-8", "backslashreplace").decode()
     cause = (text if isinstance(error, (UserError, TrialTimeout)) else f"{type(error).__name__}: {text}")[:500]
     if isinstance(error, TrialTimeout):
         return "timeout", cause
-    # the CPU's allocator has no exception of its own
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator: can't allocate memory" in text:
-        return "out_of_memory", cause
-    return "crashed", cause
+    return "out_of_memory" if process.is_out_of_memory(error) else "crashed", cause
 
 
 @contextmanager
@@ -278,8 +283,8 @@ def _captured(path: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
-def _checkpoint_path(job: Job, place: Place) -> Path:
-    key = attempt_key(job.trial_id, environment_id(describe(place.device, place.threads)), job.purpose)
+def _checkpoint_path(job: Job, place: Place, key: str | None = None) -> Path:
+    key = key or attempt_key(job.trial_id, environment_id(describe(place.device, place.threads)), job.purpose)
     return place.home / "checkpoints" / f"{key}.pt"
 
 

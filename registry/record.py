@@ -69,8 +69,22 @@ METRICS: dict[str, Metric] = {
     ),
     "tokens_per_second": Metric("tokens/s", "higher", "Per device, steady state.", "speed"),
     "step_time_ms": Metric("ms", "lower", "Median optimizer step, steady state.", "speed"),
+    "step_time_ms_p10": Metric("ms", "lower", "10th percentile of the optimizer step.", "speed"),
     "step_time_ms_p90": Metric("ms", "lower", "90th percentile of the optimizer step.", "speed"),
     "mfu": Metric("share", "higher", "FLOP/s over the stated peak of the device.", "speed"),
+    "mfu_measured": Metric(
+        "share",
+        "higher",
+        "FLOP/s over the rate of a large matrix product, measured on this device in this process.",
+        "speed",
+    ),
+    "prefill_tokens_per_second": Metric(
+        "tokens/s", "higher", "Prompts read at inference, at the batch and context of the record.", "speed"
+    ),
+    "decode_tokens_per_second": Metric(
+        "tokens/s", "higher", "Tokens generated with a KV cache, at the batch and context of the record.", "speed"
+    ),
+    "energy_wh": Metric("Wh", "lower", "Of the device over the training window, where it tells.", "speed"),
     "train_seconds": Metric("s", "lower", "Time in optimizer steps.", "speed"),
     "total_seconds": Metric(
         "s", "lower", "From the start of the trial to its record, waiting for the device excluded.", "speed"

@@ -11,7 +11,7 @@ import fake_training
 import pytest
 import torch
 
-from ablate import data, environment, worker
+from ablate import data, environment, process, worker
 from ablate.lease import Lease
 from ablate.recipe import Recipe
 from ablate.status import StatusFile, log_path, running
@@ -146,9 +146,9 @@ def test_reset_undoes_what_a_trial_left_behind() -> None:
     torch.set_grad_enabled(False)
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(7)
-    worker.reset("cpu", 1)
+    process.reset("cpu", 1)
     first = torch.rand(3)
-    worker.reset("cpu", threads)
+    process.reset("cpu", threads)
     assert torch.equal(first, torch.rand(3))
     assert first.dtype == torch.float32
     assert torch.is_grad_enabled()
