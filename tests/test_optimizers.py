@@ -1,4 +1,4 @@
-"""Optimizers: equality with torch's, the packages' or the published ones, rates, decay, resuming, and no waiting for the device."""
+"""Optimizers: equality with torch's, the packages' or the published ones, rates, decay, resuming."""
 
 from __future__ import annotations
 
@@ -7,35 +7,30 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from optimizing import NoReading, as_groups, parameters, run
+from optimizing import (
+    OPTIMIZERS,
+    build,
+    parameters,
+    put,
+    run,
+    torch_groups,
+)
 from schedulefree import AdamWScheduleFree
 from tiny import tiny
 from torch import Tensor
 from torch.nn import Parameter
 
+from ablate import model
 from ablate.errors import UserError
-from ablate.model import build
-from ablate.variants import Variant, load_factors
+from ablate.variants import Variant
 from ablate.variants.optimizer import Group, newton_schulz
 
-OPTIMIZERS = load_factors()["optimizer"]
 EACH = pytest.mark.parametrize("variant", list(OPTIMIZERS), ids=lambda variant: variant.name)
 
 
 def ours(choice, **keywords) -> list[Tensor]:
     params = parameters()
-    return run(OPTIMIZERS.choose(choice).build(as_groups(params)), params, **keywords)
-
-
-def torch_groups(params: list[Parameter], lr: float, decay: float) -> list[dict]:
-    """What `as_groups` says, in torch's words: half the rate and so twice the decay for the merged matrix, no decay for the vector."""
-    first, second, merged, embedding, vector = params
-    return [
-        {"params": [first, second], "lr": lr, "weight_decay": decay},
-        {"params": [merged], "lr": lr / 2, "weight_decay": decay * 2},
-        {"params": [embedding], "lr": lr, "weight_decay": decay},
-        {"params": [vector], "lr": lr, "weight_decay": 0.0},
-    ]
+    return run(build(choice, params), params, **keywords)
 
 
 def close(ours: list[Tensor], theirs: list[Tensor]) -> None:
@@ -144,7 +139,7 @@ def test_schedule_free_equals_its_package(beta1: float, decay: float):
 
 def test_schedule_free_trains_at_one_point_and_is_evaluated_at_another():
     params = parameters()
-    optimizer = OPTIMIZERS.choose({"schedule_free": {"beta1": 0.8}}).build(as_groups(params))
+    optimizer = build({"schedule_free": {"beta1": 0.8}}, params)
     x = run(optimizer, params)
     optimizer.train()
     for p, average in zip(params, x, strict=True):
@@ -162,20 +157,6 @@ def test_schedule_free_wants_no_schedule():
 
 
 @EACH
-def test_no_optimizer_reads_from_the_device(variant: Variant):
-    with NoReading():
-        ours(variant.name, steps=3)
-
-
-@EACH
-def test_the_rate_may_be_a_tensor(variant: Variant):
-    """As it must be where one captured graph serves all steps."""
-    as_number = ours(variant.name, steps=5, rates=lambda step: 0.5 + step / 4)
-    as_tensor = ours(variant.name, steps=5, rates=lambda step: torch.tensor(0.5 + step / 4))
-    close(as_tensor, as_number)
-
-
-@EACH
 def test_every_rate_follows_the_schedule(variant: Variant):
     """At a rate of (next to) zero nothing moves, whatever rates of its own an optimizer has."""
     before = [p.detach() for p in parameters()]
@@ -189,12 +170,9 @@ def test_every_rate_follows_the_schedule(variant: Variant):
 @EACH
 def test_a_copy_of_the_state_goes_on_bitwise(variant: Variant):
     params, others = parameters(), parameters()
-    optimizer = OPTIMIZERS.choose(variant.name).build(as_groups(params))
-    run(optimizer, params, steps=5)
-    with torch.no_grad():
-        for other, p in zip(others, params, strict=True):
-            other.copy_(p)
-    resumed = OPTIMIZERS.choose(variant.name).build(as_groups(others))
+    optimizer = build(variant.name, params)
+    put(others, run(optimizer, params, steps=5))
+    resumed = build(variant.name, others)
     resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     pairs = zip(run(optimizer, params, start=5), run(resumed, others, start=5), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
@@ -222,19 +200,19 @@ def vectors_and_embeddings(name: str, parameter: Tensor) -> bool:
 @pytest.mark.parametrize("skipped", [None, vectors, vectors_and_embeddings])
 def test_weight_decay_skips_what_it_is_told_to(variant: Variant, skipped):
     recipe = tiny(train__decay_skips=skipped.__name__ if skipped else "nothing", model__bias=True)
-    model = build(recipe, "cpu")
-    optimizer = OPTIMIZERS.choose({variant.name: {"weight_decay": 0.4}}).build(model.groups())
+    decoder = model.build(recipe, "cpu")
+    optimizer = OPTIMIZERS.choose({variant.name: {"weight_decay": 0.4}}).build(decoder.groups())
     decay = {id(p): group["decay"] for group in optimizer.param_groups for p in group["params"]}
-    for name, parameter in model.named_parameters():
+    for name, parameter in decoder.named_parameters():
         assert decay[id(parameter)] == (0.0 if skipped and skipped(name, parameter) else 0.4), name
-    assert len(decay) == len(list(model.parameters()))
+    assert len(decay) == len(list(decoder.parameters()))
 
 
 def test_decay_takes_the_same_share_whatever_the_rate_of_a_group():
     """In a step without a gradient: 1 - lr weight_decay is left, also of the matrix whose rate is halved."""
     params = parameters()
     before = [p.detach().clone() for p in params]
-    optimizer = OPTIMIZERS.choose({"adamw": {"lr": 0.1, "weight_decay": 0.2}}).build(as_groups(params))
+    optimizer = build({"adamw": {"lr": 0.1, "weight_decay": 0.2}}, params)
     for parameter in params:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
@@ -243,8 +221,8 @@ def test_decay_takes_the_same_share_whatever_the_rate_of_a_group():
 
 def test_muon_takes_merged_projections_apart():
     """Queries, keys and values, and gate and up, each by itself."""
-    model = build(tiny(model__attention="gqa", model__activation="swiglu"), "cpu")
-    parts = {id(p): group.parts for group in model.groups() for p in group.params}
-    for name, parameter in model.named_parameters():
+    decoder = model.build(tiny(model__attention="gqa", model__activation="swiglu"), "cpu")
+    parts = {id(p): group.parts for group in decoder.groups() for p in group.params}
+    for name, parameter in decoder.named_parameters():
         expected = {"qkv": (32, 16, 16), "up": (88, 88)}.get(name.split(".")[-2], ())
         assert parts[id(parameter)] == (expected if parameter.dim() == 2 else ()), name

@@ -75,10 +75,10 @@ def test_the_inverse_square_root_needs_a_step_of_warmup(warmup: float):
 GRADIENTS = [torch.linspace(-3, 3, 30).view(5, 6), torch.linspace(-1, 2, 7)]
 
 
-def clipped(choice) -> list[torch.Tensor]:
+def clipped(choice, **tensors: torch.Tensor) -> list[torch.Tensor]:
     gradients = [g.clone() for g in GRADIENTS]
     with NoReading():
-        CLIPPING.choose(choice).bind()(gradients, nn.utils.get_total_norm(gradients))
+        CLIPPING.choose(choice).bind()(gradients, nn.utils.get_total_norm(gradients), **tensors)
     return gradients
 
 
@@ -88,12 +88,14 @@ def clipped(choice) -> list[torch.Tensor]:
     [("norm", nn.utils.clip_grad_norm_), ("value", nn.utils.clip_grad_value_)],
     ids=["norm", "value"],
 )
-def test_clipping_equals_torchs(ours: str, theirs, limit: float):
+@pytest.mark.parametrize("tensor", [False, True])
+def test_clipping_equals_torchs(ours: str, theirs, limit: float, tensor: bool):
     parameters = [nn.Parameter(torch.zeros_like(g)) for g in GRADIENTS]
     for parameter, gradient in zip(parameters, GRADIENTS, strict=True):
         parameter.grad = gradient.clone()
     theirs(parameters, limit)
-    for a, b in zip(clipped({ours: {"limit": limit}}), parameters, strict=True):
+    found = clipped(ours, limit=torch.tensor(limit)) if tensor else clipped({ours: {"limit": limit}})
+    for a, b in zip(found, parameters, strict=True):
         torch.testing.assert_close(a, b.grad, rtol=1e-6, atol=0)
 
 

@@ -84,9 +84,9 @@ def unmerged(tensors: Iterable[Tensor], parts: tuple[int, ...]) -> list[Tensor]:
 def by_shape(first: Iterable[Tensor], second: Iterable[Tensor]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
     """Tensors in batches of one shape, each with its partner: few large operations in place of many small ones."""
     batches: dict[torch.Size, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
-    for one, other in zip(first, second, strict=True):
-        batches[one.shape][0].append(one)
-        batches[one.shape][1].append(other)
+    for pair in zip(first, second, strict=True):
+        for tensor, batch in zip(pair, batches[pair[0].shape], strict=True):
+            batch.append(tensor)
     yield from batches.values()
 
 
@@ -100,4 +100,6 @@ def restart(optimizer: torch.optim.Optimizer) -> None:
         own()
     else:
         for state in optimizer.state.values():
-            torch._foreach_zero_([kept for kept in state.values() if isinstance(kept, Tensor)])
+            for value in state.values():
+                if isinstance(value, Tensor):
+                    value.zero_()

@@ -1,6 +1,7 @@
 """How the gradients of a step are bounded before the optimizer sees them.
 
-A variant changes the gradients in place, given their norm as one vector. None of them waits for the device.
+A variant changes the gradients in place, given their norm as one vector. None of them waits for the device;
+`limit` may be a number or a tensor.
 """
 
 from __future__ import annotations
@@ -32,5 +33,6 @@ def by_norm(gradients: list[Tensor], norm: Tensor, *, limit: Limit = 1.0) -> Non
 @clipping.variant("value", reference="arXiv:1308.0850", capturable=True, tensors=("limit",))
 def by_value(gradients: list[Tensor], norm: Tensor, *, limit: Limit = 1.0) -> None:
     """Every number for itself: g <- max(-limit, min(limit, g))."""
-    torch._foreach_clamp_min_(gradients, -limit)
-    torch._foreach_clamp_max_(gradients, limit)
+    lowest = -limit
+    for gradient in gradients:
+        gradient.clamp_(lowest, limit)

@@ -2,8 +2,8 @@
 
 Built from groups of parameters. `lr` is the peak of the schedule; `weight_decay` is decoupled (a step takes lr weight_decay w
 off the weights) unless a variant says otherwise. g is the gradient, w the weights. None of them waits for the device, and `lr` and
-`decay` in a parameter group may be numbers or tensors. `state_numbers` is how many numbers of state a matrix parameter carries, to estimate
-memory; `adam_like` says that a step is as large as the rate whatever the scale of the gradient.
+`decay` in a parameter group may be numbers or tensors. `state_numbers` is how many numbers of state a matrix parameter carries,
+to estimate memory; `adam_like` says that a step is as large as the rate whatever the scale of the gradient.
 """
 
 from __future__ import annotations
@@ -131,17 +131,17 @@ class Adafactor(torch.optim.Optimizer):
     def _update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
         steps = [kept(self.state[p], "step", p, lambda p: p.new_zeros(())) for p in params]
         torch._foreach_add_(steps, 1)
-        w, g = torch.stack(params), torch.stack(grads)
+        g = torch.stack(grads)
         t = torch.stack(steps).view(-1, *(1 for _ in params[0].shape))
-        weight, eps1 = t ** group["exponent"], torch.finfo(w.dtype).eps
+        squares, weight, eps1 = g.square(), t ** group["exponent"], torch.finfo(g.dtype).eps
         if params[0].dim() > 1:
-            rows = self._average("rows", params, g.square().mean(dim=-1, keepdim=True), weight)
-            columns = self._average("columns", params, g.square().mean(dim=-2, keepdim=True), weight)
+            rows = self._average("rows", params, squares.mean(dim=-1, keepdim=True), weight)
+            columns = self._average("columns", params, squares.mean(dim=-2, keepdim=True), weight)
             second = (rows * columns).div_(rows.mean(dim=-2, keepdim=True).clamp_(min=eps1))
         else:
-            second = self._average("second_moment", params, g.square(), weight)
+            second = self._average("second_moment", params, squares, weight)
         update = second.clamp_(min=eps1 * eps1).rsqrt_().mul_(g)
-        rate = _rms(w).clamp(min=group["eps2"]) * t.rsqrt().clamp(max=group["lr"])
+        rate = _rms(torch.stack(params)).clamp(min=group["eps2"]) * t.rsqrt().clamp(max=group["lr"])
         shrink(params, group)
         update *= rate / (_rms(update) / group["clip"]).clamp(min=1.0)
         torch._foreach_sub_(params, update.unbind())
@@ -258,7 +258,7 @@ class ScheduleFree(torch.optim.Optimizer):
             y, grads = with_gradients(group)
             z = [kept(self.state[p], "z", p, torch.clone) for p in y]
             v = [kept(self.state[p], "second_moment", p) for p in y]
-            largest = group["largest_lr"].copy_(group["largest_lr"].clamp(min=group["lr"])).square()
+            largest = group["largest_lr"].clamp_(min=group["lr"]).square()
             c = (largest / group["total"].add_(largest)).to(y[0].dtype)
             correction = (1 - beta2 ** group["steps"].add_(1)).to(y[0].dtype)
 
@@ -301,7 +301,8 @@ class ScheduleFree(torch.optim.Optimizer):
         """Begin again at the parameters as they are."""
         for group in self.param_groups:
             group["at_y"] = True
-            torch._foreach_zero_([group[name] for name in self.sums])
+            for name in self.sums:
+                group[name].zero_()
         for p, state in self.state.items():
             state["z"].copy_(p)
             state["second_moment"].zero_()
