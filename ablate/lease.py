@@ -47,6 +47,11 @@ class Lease:
         """Seconds spent waiting for another holder, also while that lasts."""
         return self._waited + (time.monotonic() - self._since if self._since is not None else 0.0)
 
+    @property
+    def held(self) -> bool:
+        """Whether this process holds the device now."""
+        return self._lock is not None and self._lock.held
+
     def acquire(self) -> None:
         """Hold the device from now on; waits for whoever has it."""
         if self._lock is None or self._lock.held:

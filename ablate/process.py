@@ -52,14 +52,6 @@ def forget(device: str) -> None:
         torch.cuda.empty_cache()
 
 
-def settle() -> None:
-    """Import what every trial needs, and have the garbage collector pass it over from now on."""
-    import ablate.train  # noqa: F401
-
-    gc.collect()
-    gc.freeze()
-
-
 def reset(device: str, threads: int) -> None:
     """Bring the process to the state in which every trial starts, however many it ran before; what is kept stays."""
     import numpy as np
@@ -73,7 +65,6 @@ def reset(device: str, threads: int) -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
-    gc.collect()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
 

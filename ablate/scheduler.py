@@ -26,7 +26,7 @@ from typing import Any
 from ablate import environment
 from ablate.errors import UserError
 from ablate.mps import mps
-from ablate.process import reset, settle, usable
+from ablate.process import reset, usable
 from ablate.rows import Answer, Row, Rows
 from ablate.scratch import scratch
 from ablate.status import Event, Finished, Message, Pace, Snapshot, log_path, running
@@ -361,7 +361,6 @@ class Worker(tune.Trainable):
 
             uuid = str(torch.cuda.get_device_properties(0).uuid)
             self.place = replace(place, lease=f"gpu-{uuid}", device_uuid=uuid)
-        settle()
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

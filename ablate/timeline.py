@@ -90,13 +90,13 @@ class Timeline:
     def svg(self, title: str) -> str:
         """A picture: a lane for each device with who trains there, and one for each worker with all that it does."""
         workers = sorted({(bar.device, bar.worker) for bar in self.bars})
-        many = len({host for _, (host, _) in workers}) > 1
+        numbers = {worker: str(number) for number, (_, worker) in enumerate(workers, start=1)}
         lanes: list[tuple[str, list[Bar]]] = []
         for device in self.devices:
             training = [bar for bar in self.bars if bar.device == device and bar.phase == "train"]
             lanes.append((_device_name(device), training))
         for device, worker in workers:
-            name = f"worker {worker[1]}" + (f" on {worker[0]}" if many else "")
+            name = f"worker {numbers[worker]} ({worker[1]})"
             lanes.append((name, [bar for bar in self.bars if (bar.device, bar.worker) == (device, worker)]))
         height = TOP + len(lanes) * (LANE + GAP) + 2 * GAP + 40
         parts = [
@@ -111,20 +111,19 @@ class Timeline:
             y = TOP + number * (LANE + GAP) + (2 * GAP if number >= len(self.devices) else 0)
             parts.append(_text(LEFT - 8, y + LANE / 2 + 4, name, anchor="end"))
             parts.append(f'<rect x="{LEFT}" y="{y}" width="{WIDTH - LEFT - RIGHT}" height="{LANE}" fill="#F4F4F4"/>')
-            parts += [self._bar(bar, y) for bar in bars]
+            parts += [self._bar(bar, y, numbers[bar.worker]) for bar in bars]
         parts += self._axis(height - 34)
         return "\n".join([*parts, "</svg>", ""])
 
     def _x(self, time: float) -> float:
         return LEFT + (time - self.start) / (self.seconds or 1.0) * (WIDTH - LEFT - RIGHT)
 
-    def _bar(self, bar: Bar, y: float) -> str:
+    def _bar(self, bar: Bar, y: float, number: str) -> str:
         x, width = self._x(bar.start), max(0.5, self._x(bar.end) - self._x(bar.start))
         about = f"{bar.trial}: {bar.phase} {bar.end - bar.start:.1f} s, from {bar.start - self.start:.1f} s on"
         room = int((width - 6) / (0.56 * FONT))
-        label = bar.trial if len(bar.trial) <= room else f"{bar.trial[: room - 1]}…" if room >= 4 else ""
-        ink = "white" if bar.phase == "train" else "#222"
-        text = _text(x + 3, y + LANE / 2 + 4, label, fill=ink) if label and bar.phase == "train" else ""
+        label = next((label for label in (bar.trial, number) if len(label) <= room), "") if bar.phase == "train" else ""
+        text = _text(x + width / 2, y + LANE / 2 + 4, label, anchor="middle", fill="white") if label else ""
         edge = ' stroke="white" stroke-width="0.5"' if width > 2 else ""
         return (
             f'<g><title>{escape(about)}</title><rect x="{x:.2f}" y="{y}" width="{width:.2f}" height="{LANE}" '

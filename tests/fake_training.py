@@ -11,12 +11,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from ablate import process
 from ablate.train import Progress, Result
 from ablate.worker import Hooks, Job, Place
 
 
 def job(seed: int = 0, *, finished_before: int = 0, shape: str = "", **recipe: Any) -> Job:
-    """A job whose `recipe` says how `train` behaves: `seconds`, `gate` (a file to wait for), `raises`, `prints`, `dies`, `hangs`."""
+    """A job whose `recipe` says how `train` behaves: `seconds`, `gate` (a file to wait for), `raises`, `prints`, `dies`, `hangs`,
+    `crowded`."""
     return Job(
         trial_id=f"{seed:016x}", cell_id="c" * 16, label="fake", suite="fake", scale="nano", seed=seed, recipe=recipe,
         levels={"model.norm": "fake"}, corpus_fingerprint="d" * 16, evaluation_fingerprint="f" * 16, text_fingerprint="a" * 16,
@@ -32,6 +36,9 @@ def train(job: Job, place: Place, hooks: Hooks) -> Result:
     _note(place.home, "begin", job, os.getpid())
     print(recipe.get("prints", ""))
     hooks.phase("compile")
+    if recipe.get("crowded") == job.seed and not place.alone:
+        process.held_by_others = lambda device: 5.0
+        raise torch.OutOfMemoryError("CUDA out of memory")
     with hooks.exclusive:
         _note(place.home, "measure", job, os.getpid())
         if recipe.get("dies") == job.seed:
@@ -48,7 +55,13 @@ def train(job: Job, place: Place, hooks: Hooks) -> Result:
             raise getattr(builtins, recipe["raises"])("as asked")
     _note(place.home, "end", job, os.getpid())
     metrics = {"val_loss": 2.0 + job.seed / 100}
-    return Result(status="finished", metrics=metrics, curves={"val_loss": [[10, 10, 2.0]]}, step_mode="fake")
+    context = {
+        "torch_threads": torch.get_num_threads(),
+        "variables": {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TORCHINDUCTOR_CACHE_DIR")},
+    }  # fmt: skip
+    return Result(
+        status="finished", metrics=metrics, curves={"val_loss": [[10, 10, 2.0]]}, step_mode="fake", context=context
+    )
 
 
 def notes(home: Path, kind: str) -> list[tuple[str, int]]:

@@ -20,6 +20,8 @@ import fake_training
 import psutil
 import pytest
 
+from ablate.status import running
+from registry.record import TrialRecord
 from registry.spool import Spool
 from registry.store import Store
 
@@ -134,7 +136,55 @@ def test_a_killed_workers_trial_is_given_to_the_next(home: Path, tmp_path: Path,
     assert recorded(home) == trial_ids(3)
     begun = [begun for begun, _ in fake_training.notes(home, "begin")]
     assert sorted(begun) == sorted([*trial_ids(3), trial_id])
-    assert {record.exclusive for record in Store.open(home).trials()} == {workers == 1}
+    records = {record.trial_id: record for record in Store.open(home).trials()}
+    assert {record.exclusive for record in records.values()} == {workers == 1}
+    assert {i for i, record in records.items() if record.context.get("worker_deaths")} == {trial_id}
+    assert records[trial_id].context["worker"] != pid
+
+
+def test_a_trial_without_room_beside_others_is_tried_alone(home: Path) -> None:
+    report = finish(home, jobs=4, workers=2, recipe={"crowded": 1})
+    assert dict(zip(report["records"], report["status"], strict=True)) == dict.fromkeys(trial_ids(4), "finished")
+    assert report["records"][-1] == trial_ids(2)[1]
+    begun = [begun for begun, _ in fake_training.notes(home, "begin")]
+    assert sorted(begun) == sorted([*trial_ids(4), *[trial_ids(2)[1]] * 2])
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+import fake_training
+from ablate.worker import Place, execute
+place = Place(home=Path(sys.argv[1]), device="cpu", threads=1, lease="gpu-x", trainer="fake_training:train")
+print(execute(fake_training.job(int(sys.argv[2]), **({"gate": sys.argv[3]} if sys.argv[3:] else {})), place).to_json())
+"""
+
+
+def test_workers_that_wait_for_the_device_go_on_when_its_holder_is_killed(home: Path, tmp_path: Path) -> None:
+    gate, path = tmp_path / "gate", os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", HOLDER, str(home), *arguments]
+        return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE, text=True)
+
+    def until(condition: Callable[[], Any]) -> None:
+        end = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < end
+            time.sleep(0.02)
+
+    with start("0", str(gate)) as holder:
+        until(lambda: fake_training.notes(home, "measure"))
+        with start("1") as second, start("2") as third:
+            until(lambda: sum(status.phase == "wait" for status in running(home)) == 2)
+            holder.kill()
+            killed = time.time()
+            records = [TrialRecord.from_json(worker.communicate(timeout=PATIENCE)[0]) for worker in (second, third)]
+    trained = sorted(phase for record in records for phase in record.context["timeline"] if phase[0] == "train")
+    assert [record.status for record in records] == ["finished"] * 2
+    assert all(record.exclusive and record.context["waited_seconds"] > 0 for record in records)
+    assert trained[0][1] - killed < 2
+    assert trained[0][2] <= trained[1][1]
 
 
 def test_a_trial_that_always_kills_its_worker_is_recorded_as_killed(home: Path) -> None:

@@ -47,6 +47,17 @@ def test_a_free_lease_is_exclusive_and_waits_for_nobody() -> None:
     assert not waits
 
 
+def test_a_lease_may_be_taken_before_the_measured_window() -> None:
+    seen: list[str] = []
+    lease = Lease("device", on_start=lambda: seen.append("start"), on_end=lambda: seen.append("end"))
+    lease.release()
+    lease.acquire()
+    assert lease.held and not seen
+    with lease:
+        assert seen == ["start"]
+    assert (lease.held, lease.exclusive, seen) == (False, True, ["start", "end"])
+
+
 @pytest.mark.parametrize(("mode", "free"), [("", False), ("shared=True", True)])
 def test_a_shared_lease_keeps_out_only_those_that_want_the_device_alone(mode: str, free: bool) -> None:
     """`lockf` excludes processes, so the second one is another process."""

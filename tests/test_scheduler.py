@@ -11,6 +11,7 @@ import pytest
 
 from ablate import environment, scheduler
 from ablate.status import Finished, Pace, Snapshot, TrialStatus
+from ablate.timeline import Timeline
 from ablate.writer import Writer
 from registry.record import attempt_key
 from registry.spool import Spool
@@ -61,6 +62,8 @@ def test_ray_trains_everything_quietly(
     home: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "77")
     jobs = [fake_training.job(0), fake_training.job(1, raises="ValueError"), fake_training.job(2, seconds=20.0)]
     store = Store.open(home)
     events: list[Any] = []
@@ -75,6 +78,14 @@ def test_ray_trains_everything_quietly(
     )
     assert [record.status for record in outcome.records] == ["finished", "crashed", "timeout"]
     assert all(record.exclusive for record in outcome.records)
+    threads, first = environment.cores(), outcome.records[0]
+    assert (first.environment["threads"], first.context["torch_threads"]) == (threads, threads)
+    assert first.context["variables"] == {
+        "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads),
+        "TORCHINDUCTOR_CACHE_DIR": str(home / "cache" / "inductor"),
+    }  # fmt: skip
+    assert len({record.context["worker"] for record in outcome.records}) == 1
+    assert Timeline.of(("", record.context, record.environment) for record in outcome.records) is not None
     assert (outcome.missing, outcome.elsewhere, outcome.interrupted, outcome.waiting_in_spool) == ((), (), None, 0)
     place = environment.environment_id(environment.expected(workers=1))
     assert store.statuses(place) == {record.trial_id: record.status for record in outcome.records}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +13,14 @@ from typing import Any
 import fake_training
 import pytest
 import torch
+from tiny import ArrayCorpus, tiny
 
 from ablate import data, environment, process, worker
 from ablate.lease import Lease
 from ablate.recipe import Recipe
 from ablate.status import StatusFile, log_path, running
-from ablate.worker import Contended, Hooks, Job, Place, execute
+from ablate.train import Result
+from ablate.worker import Contended, Crowded, Hooks, Job, Place, execute
 from registry.locks import TrialLock
 from registry.record import TrialRecord
 from registry.spool import Spool
@@ -156,10 +161,132 @@ def test_reset_undoes_what_a_trial_left_behind() -> None:
     assert torch.get_num_threads() == threads
 
 
+def test_the_record_says_what_its_worker_did_when(place: Place) -> None:
+    began = time.time()
+    context = attempt(replace(place, device_uuid="cpu", run_started=5.0, deaths=1), fake_training.job()).context
+    phases, starts, ends = zip(*context["timeline"], strict=True)
+    assert phases == ("prepare", "prepare", "compile", "train")
+    assert began <= starts[0] and ends[-1] <= time.time()
+    assert list(starts[1:]) == pytest.approx(ends[:-1], abs=0.2)
+    assert (context["worker"], context["device_uuid"], context["run_started"]) == (os.getpid(), "cpu", 5.0)
+    assert context["worker_deaths"] == 1
+
+
+class Crowd:
+    """A trainer that runs out of memory so many times, on a device of which others hold 5 GiB."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+        self.times, self.held, self.forgotten = times, [], 0
+        monkeypatch.setattr(worker, "_resolve", lambda path: self.train)
+        monkeypatch.setattr(process, "held_by_others", lambda device: 5.0)
+        monkeypatch.setattr(process, "forget", self.forget)
+
+    def forget(self, device: str) -> None:
+        self.forgotten += 1
+
+    def train(self, job: Job, place: Place, hooks: Hooks) -> Result:
+        lease: Any = hooks.exclusive
+        self.held.append(lease.held)
+        if len(self.held) <= self.times:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        with hooks.exclusive:
+            return Result(status="finished", metrics={}, curves={}, step_mode="fake")
+
+
+@pytest.fixture
+def leased(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return replace(place, lease="gpu-x", alone=False)
+
+
+def test_a_trial_that_others_leave_no_memory_tries_again_with_the_device(
+    leased: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crowd = Crowd(monkeypatch, times=1)
+    record = attempt(leased, fake_training.job())
+    assert (record.status, record.exclusive) == ("finished", True)
+    assert crowd.held == [False, True]
+    assert crowd.forgotten == 1
+    assert record.context["first_attempt"] == "out of memory, of which other processes held 5.0 GiB"
+    with Lease("gpu-x", on_wait=lambda: pytest.fail("the lease was not given back")):
+        pass
+
+
+def test_a_trial_that_others_leave_no_memory_twice_is_not_out_of_memory_yet(
+    leased: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crowd = Crowd(monkeypatch, times=4)
+    assert execute(fake_training.job(), leased) == Crowded()
+    assert Spool(leased.home).records() == []
+    assert crowd.forgotten == 2
+    record = attempt(replace(leased, alone=True), fake_training.job())
+    assert record.status == "out_of_memory"
+    assert len(crowd.held) == 4
+
+
+def test_a_trial_that_has_the_memory_is_out_of_it_at_once(leased: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    crowd = Crowd(monkeypatch, times=1)
+    monkeypatch.setattr(process, "held_by_others", lambda device: 0.0)
+    assert attempt(leased, fake_training.job()).status == "out_of_memory"
+    assert len(crowd.held) == 1
+
+
+@pytest.fixture
+def prepared(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Which corpora were prepared."""
+    made: list[str] = []
+
+    def prepare(given: Any, cache: Path) -> ArrayCorpus:
+        made.append("array")
+        return ArrayCorpus(vocabulary=257)
+
+    monkeypatch.setattr(data, "prepare", prepare)
+    process.forget("cpu")
+    yield made
+    process.forget("cpu")
+
+
+def real(seed: int, **overrides: Any) -> Job:
+    recipe = tiny(seed, **overrides)
+    job = fake_training.job(seed, shape=recipe.shape())
+    return replace(job, recipe=recipe.to_dict(), corpus_fingerprint=ArrayCorpus(vocabulary=257).fingerprint)
+
+
+def test_the_next_trial_finds_what_is_expensive(place: Place, prepared: list[str]) -> None:
+    place = replace(place, trainer="ablate.worker:train_job")
+    assert attempt(place, real(0)).status == "finished"
+    kept, step = process.steps(), process.steps()._step
+    assert step is not None
+    process.reset("cpu", 1)
+    assert attempt(place, real(1)).status == "finished"
+    assert (process.steps(), process.steps()._step) == (kept, step)
+    assert prepared == ["array"]
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), ValueError("a bug")])
+def test_what_is_kept_is_dropped_when_a_trial_fails(
+    place: Place, prepared: list[str], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    place = replace(place, trainer="ablate.worker:train_job")
+    attempt(place, real(0))
+    kept = process.steps()
+
+    def fails(*args: Any, **options: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ablate.train.train", fails)
+        assert attempt(place, real(1)).status in ("out_of_memory", "crashed")
+    assert process.steps() is not kept
+    attempt(place, real(2))
+    assert prepared == ["array", "array"]
+
+
 def test_a_corpus_that_changed_since_the_plan_is_refused(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     class Corpus:
         fingerprint = "f" * 16
 
+    process.forget("cpu")
     monkeypatch.setattr(data, "prepare", lambda *args: Corpus())
     monkeypatch.setattr(Recipe, "from_dict", lambda fields: type("Fake", (), {"data": None}))
     hooks: Any = Hooks(exclusive=Lease(None), on_step=lambda progress: None, phase=lambda phase: None)
