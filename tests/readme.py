@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
 from pathlib import Path
 from unittest import mock
+
+from benchmarks.gpu import bench
 
 from ablate import render
 from ablate._words import words
@@ -16,6 +19,7 @@ from ablate.suite import load_suite, shipped
 from ablate.variants import load_factors
 
 README = Path(__file__).resolve().parent.parent / "README.md"
+MEASURED = README.parent / "results" / "benchmarks"
 COLUMNS = "100"
 SECTION = re.compile(r"(<!-- generated: (\w+), by make docs -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -46,6 +50,25 @@ def fields() -> str:
     return render.markdown(["field", "what it is", "default", "reference"], rows)
 
 
+def measured() -> list[Path]:
+    """The published results of the benchmarks."""
+    return sorted(MEASURED.glob("*.json"))
+
+
+def speed() -> str:
+    """A table of each published benchmark."""
+    parts = []
+    for path in measured():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        where = f"{found['device']}, torch {found['torch']}, {found['date'][:10]}, revision {found['git_revision'][:7]}"
+        left_out = "".join(
+            f"Left out: {one['case']}, {one['contender']} ({one['reason']}).\n" for one in found["left_out"]
+        )
+        about = f"`{path.stem}`: {found['about'].rstrip('.')}. {where}.\n"
+        parts.append("\n".join(filter(None, [about, render.markdown(*bench.table(found)), left_out])))
+    return "\n".join(parts) or "No results are published yet.\n"
+
+
 def help_of(*argv: str) -> str:
     """What `ablate ARGV --help` prints at a fixed width, without colour."""
     with (
@@ -63,7 +86,7 @@ def help() -> str:
 
 def generate(text: str) -> str:
     """`text` with its generated parts made anew."""
-    makers = {"suites": suites, "variants": variants, "fields": fields, "help": help}
+    makers = {"speed": speed, "suites": suites, "variants": variants, "fields": fields, "help": help}
     return SECTION.sub(lambda found: found[1] + "\n" + makers[found[2]]() + "\n" + found[3], text)
 
 

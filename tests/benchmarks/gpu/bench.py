@@ -147,7 +147,11 @@ def table(data: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         cells = [row["case"], row["contender"], str(row["n"])]
         for name in metrics:
             values = row["measurements"].get(name)
-            cells.append("" if not values else _cell(name, row["median"][name], values, spread=name == next(iter(row["measurements"]))))
+            cells.append(
+                ""
+                if not values
+                else _cell(name, row["median"][name], values, spread=name == next(iter(row["measurements"])))
+            )
         rows.append(cells)
     return ["case", "contender", "n", *(header(name) for name in metrics)], rows
 
@@ -159,7 +163,9 @@ def header(metric: str) -> str:
 
 def _cell(metric: str, median: float, values: Sequence[float], *, spread: bool) -> str:
     show = METRICS.get(metric, METRICS["ratio"])[1]
-    return f"{show(median)} ({show(min(values))} to {show(max(values))})" if spread and len(values) > 1 else show(median)
+    return (
+        f"{show(median)} ({show(min(values))} to {show(max(values))})" if spread and len(values) > 1 else show(median)
+    )
 
 
 def _brief(measurements: Measurements) -> str:
@@ -281,7 +287,9 @@ class Rates:
         return {"tokens_per_second": rates, **found}
 
 
-def one_step(recipe: Recipe, device: str, *, warm: int, timed: int, prepare: bool = True) -> tuple[Measurements, dict[str, Any]]:
+def one_step(
+    recipe: Recipe, device: str, *, warm: int, timed: int, prepare: bool = True
+) -> tuple[Measurements, dict[str, Any]]:
     """Our step alone on the device: speed of each of `timed` steps, memory, and how long it took to prepare.
 
     Without `prepare` it is a plain eager loop.

@@ -31,7 +31,9 @@ def recipe_of(micro: int, precision: str, chunks: int, sizes: dict[str, Any]) ->
     )  # fmt: skip
 
 
-def transformers_llama(recipe: Recipe, rates: bench.Rates, options: Any, micro: int) -> tuple[bench.Measurements, dict[str, Any]]:
+def transformers_llama(
+    recipe: Recipe, rates: bench.Rates, options: Any, micro: int
+) -> tuple[bench.Measurements, dict[str, Any]]:
     """Llama of the recipe's widths in transformers' own training loop."""
     import transformers
     from torch.utils.data import Dataset
@@ -42,7 +44,7 @@ def transformers_llama(recipe: Recipe, rates: bench.Rates, options: Any, micro: 
     config = LlamaConfig(
         vocab_size=model.vocab_size, hidden_size=model.dim, intermediate_size=model.ffn_dim, num_hidden_layers=model.n_layers,
         num_attention_heads=model.n_heads, num_key_value_heads=model.n_heads, max_position_embeddings=length,
-        tie_word_embeddings=True, use_cache=False, attn_implementation="sdpa",
+        tie_word_embeddings=True, use_cache=False,
     )  # fmt: skip
 
     class Tokens(Dataset):

@@ -25,7 +25,9 @@ def main() -> int:
     parser = bench.parser(__doc__ or "", budget=300)
     parser.add_argument("--scales", nargs="+", default=["10m", "124m", "1m", "30m", "350m", "1b"], choices=SCALES)
     parser.add_argument("--precision", default="bf16")
-    parser.add_argument("--loss-chunks", type=int, default=8, help="of the scales from 124m up, whose vocabulary is large")
+    parser.add_argument(
+        "--loss-chunks", type=int, default=8, help="of the scales from 124m up, whose vocabulary is large"
+    )
     options = parser.parse_args()
     sizes: dict[str, Any] = {}
     micro_batches, forecast = MICRO_BATCHES, FORECAST
@@ -35,7 +37,10 @@ def main() -> int:
     results = bench.Results("scaling", (__doc__ or "").partition("\n")[0], options)
 
     def measured(scale: str, micro: int) -> None:
-        case, chunks = f"{scale}, micro-batch {micro}", options.loss_chunks if SCALES[scale]["model"]["tie_embeddings"] else 1
+        case, chunks = (
+            f"{scale}, micro-batch {micro}",
+            options.loss_chunks if SCALES[scale]["model"]["tie_embeddings"] else 1,
+        )
         if results.affords(forecast[scale], case, "ablate"):
             with results.guard(case, "ablate"):
                 recipe = bench.recipe(

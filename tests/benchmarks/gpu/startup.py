@@ -27,11 +27,20 @@ def recipes(tiny: bool) -> dict[str, Any]:
     """The trials of a process, in order."""
     import bench
 
-    sizes: dict[str, Any] = {"train__steps": STEPS, "evaluation__points": 1, "evaluation__sequences": 32, "data__tokenizer": "bytes"}
+    sizes: dict[str, Any] = {
+        "train__steps": STEPS,
+        "evaluation__points": 1,
+        "evaluation__sequences": 32,
+        "data__tokenizer": "bytes",
+    }
     scale = "nano" if tiny else "10m"
     sizes |= {"data__seq_len": 32, "evaluation__sequences": 4} if tiny else {"model__vocab_size": 8192}
     first, same = (bench.recipe(scale, seed, **sizes) for seed in (0, 1))
-    return {"first trial": first, "same arm": same, "another arm": bench.recipe(scale, model__activation="gelu", **sizes)}
+    return {
+        "first trial": first,
+        "same arm": same,
+        "another arm": bench.recipe(scale, model__activation="gelu", **sizes),
+    }
 
 
 def child(arguments: argparse.Namespace) -> None:
@@ -60,7 +69,16 @@ def child(arguments: argparse.Namespace) -> None:
 
 def start(options: Any, cache: Path, tokens: Path) -> dict[str, dict[str, Any]]:
     environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(cache), "TRITON_CACHE_DIR": str(cache / "triton")}
-    command = [sys.executable, __file__, "--device", options.device, "--cache", str(tokens), "--begun", repr(time.time())]
+    command = [
+        sys.executable,
+        __file__,
+        "--device",
+        options.device,
+        "--cache",
+        str(tokens),
+        "--begun",
+        repr(time.time()),
+    ]
     command += ["--tiny"] if options.tiny else []
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     if done.returncode:

@@ -1,7 +1,9 @@
 """Our step against a hand-written loop at 1M, 10M and 30M parameters, in turns: tokens/s.
 
-`--yardstick FILE` is that loop: a module with `SIZES` (dim, layers, heads, key and value heads, feed-forward width by size) and `Trial(size, vocabulary, T, sequences, device, mode)`, whose `step()` does all of a step. Shapes are its own: RMSNorm,
-RoPE, grouped queries, SwiGLU, an untied head, vocabulary 8,192, T 512, 32 sequences a step in one micro-batch, AdamW, clipping at 1.
+`--yardstick FILE` is that loop: a module with `SIZES` (dim, layers, heads, key and value heads, feed-forward width by
+size) and `Trial(size, vocabulary, T, sequences, device, mode)`, whose `step()` does all of a step. Shapes are its own:
+RMSNorm, RoPE, grouped queries, SwiGLU, an untied head, vocabulary 8,192, T 512, 32 sequences a step in one micro-batch,
+AdamW, clipping at 1.
 """
 
 from __future__ import annotations
@@ -83,7 +85,9 @@ def main() -> int:
     parser = bench.parser(__doc__ or "", budget=150)
     parser.add_argument("--yardstick", type=Path, help="the module; only ours without")
     parser.add_argument("--sizes", nargs="+", default=["10m", "1m", "30m"], choices=SIZES)
-    parser.add_argument("--precisions", nargs="+", default=[p for p in PRECISIONS if p in load_factors()["precision"].variants])
+    parser.add_argument(
+        "--precisions", nargs="+", default=[p for p in PRECISIONS if p in load_factors()["precision"].variants]
+    )
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--seconds", type=float, default=WINDOW_SECONDS, help="of a window")
     options = parser.parse_args()

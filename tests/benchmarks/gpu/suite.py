@@ -75,7 +75,13 @@ def run(home: Path, options: Any, *arguments: str, limit: float) -> Run:
     home.mkdir(parents=True, exist_ok=True)
     suite = home / f"{SUITE}.yaml"
     suite.write_text(suite_text(options), encoding="utf-8")
-    ours = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "RAY_ADDRESS", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+    ours = (
+        "MLFLOW_TRACKING_URI",
+        "MLFLOW_EXPERIMENT_NAME",
+        "RAY_ADDRESS",
+        "TORCHINDUCTOR_CACHE_DIR",
+        "TRITON_CACHE_DIR",
+    )
     environment = {name: value for name, value in os.environ.items() if name not in ours} | {"ABLATE_HOME": str(home)}
     sets = [word for setting in options.set for word in ("--set", setting)]
     command = [sys.executable, "-m", "ablate", "run", str(suite), *sets, *arguments]
@@ -160,7 +166,9 @@ def report_alone(results: bench.Results, case: str, inside: Run, alone: Run) -> 
             for metric in ("tokens_per_second", "peak_memory_gib"):
                 suite, single = statistics.median(r.metrics[metric] for r in same), record.metrics[metric]
                 found |= {metric: [single], f"ratio: {metric} in the suite": [single / suite]}
-            results.add(case, f"alone, {', '.join(levels.values())}", found, exclusive=record.exclusive, suite_trials=len(same))
+            results.add(
+                case, f"alone, {', '.join(levels.values())}", found, exclusive=record.exclusive, suite_trials=len(same)
+            )
 
 
 def main() -> int:
@@ -171,7 +179,9 @@ def main() -> int:
     parser.add_argument("--home", type=Path, help="where to leave what the run made; a temporary folder without")
     parser.add_argument("--warm-from", type=Path, metavar="HOME", help="take over compiled code and tokens")
     parser.add_argument("--prime", action="store_true", help="compile everything in a short run before")
-    parser.add_argument("--alone", action="store_true", help=f"measure the arms with {ALONE} again, alone, half as long")
+    parser.add_argument(
+        "--alone", action="store_true", help=f"measure the arms with {ALONE} again, alone, half as long"
+    )
     parser.add_argument("--picture", type=Path, metavar="FILE.svg", help="draw the timeline")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="of the suite; repeatable")
     parser.add_argument("--workers", type=int, help="per device; ablate's own choice without")
@@ -184,7 +194,15 @@ def main() -> int:
         home, warm_from = options.home or folder / "home", options.warm_from
         if options.prime:
             warm_from = folder / "prime"
-            primed = run(warm_from, options, "--set", f"train.tokens={min(PRIMING_TOKENS, options.tokens)}", "--seeds", "1", limit=results.left)
+            primed = run(
+                warm_from,
+                options,
+                "--set",
+                f"train.tokens={min(PRIMING_TOKENS, options.tokens)}",
+                "--seeds",
+                "1",
+                limit=results.left,
+            )
             print(f"primed in {primed.wall:.0f} s, exit code {primed.code}", file=sys.stderr)
         if warm_from is not None:
             take_over(warm_from, home)
@@ -194,7 +212,16 @@ def main() -> int:
         report(results, case, made, options.picture)
         if options.alone and results.affords(0 if options.tiny else 40, case, "alone"):
             take_over(home, folder / "alone")
-            shorter = ["--set", f"train.tokens={options.tokens / 2:.0f}", "--only", ALONE, "--seeds", "1", "--workers", "1"]
+            shorter = [
+                "--set",
+                f"train.tokens={options.tokens / 2:.0f}",
+                "--only",
+                ALONE,
+                "--seeds",
+                "1",
+                "--workers",
+                "1",
+            ]
             single = run(folder / "alone", options, *shorter, limit=results.left)
             report_alone(results, case, made, single)
     finally:
