@@ -50,15 +50,20 @@ def chunked_cross_entropy(
 
     Products are in autocast's format where it is on; the sum over chunks of the head's gradient is in fp32.
     """
-    device = hidden.device.type
-    autocast = device != "meta" and torch.is_autocast_enabled(device)
-    dtype = torch.get_autocast_dtype(device) if autocast else hidden.dtype
+    dtype = autocast_dtype(hidden)
     if torch.is_grad_enabled():
         return _Chunked.apply(hidden, weight, targets, chunks, dtype, scale, cap, smoothing, z_loss)
     weight = weight.to(dtype)
     pieces = zip(hidden.to(dtype).chunk(chunks), targets.chunk(chunks), strict=True)
     entropy = torch.cat([F.cross_entropy(bounded(h @ weight.mT, scale, cap), t, reduction="none") for h, t in pieces])
     return entropy, entropy.mean()
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype:
+    """The format of matrix products of x: autocast's where that is on, else its own."""
+    device = x.device.type
+    autocast = device != "meta" and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if autocast else x.dtype
 
 
 class _Chunked(Function):

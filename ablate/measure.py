@@ -74,23 +74,23 @@ def peak_flops(device_name: str, recipe: Recipe) -> float | None:
 def estimated_memory(recipe: Recipe, parameters: int) -> float:
     """A rough forecast of peak memory in bytes: weights, gradients, optimizer state, and what backward needs of a micro-batch.
 
-    Per token and layer about 16 values of the model's width and 4 of the feed-forward's (arXiv:2205.05198, section 4, without the
-    attention matrix, which SDPA does not keep): all of them without checkpointing, the results of products with `selective`,
-    the block's input with `full`, and one block's at a time in backward. The logits three times, a chunk at a time.
+    Per token and layer about 16 values of the model's width, two of them of the residual stream, and 4 of the feed-forward's
+    (arXiv:2205.05198, section 4, without the attention matrix, which SDPA does not keep): all of them without checkpointing, the
+    results of products with `selective`, the block's input with `full`, and one block's at a time in backward. The logits three
+    times; in chunks, those of one at a time, and the head's gradient. Autocast copies the weights.
     """
-    size, tokens, width = (
-        recipe.model,
-        recipe.batch.micro_sequences * recipe.data.seq_len,
-        product_dtype(recipe).itemsize,
-    )
-    kept = recipe.train.precision.build().parameters.itemsize
-    masters = 4 if kept < 4 else 0
-    state = parameters * (2 * kept + masters + 4 * recipe.optimizer.variant.trait("state_numbers", 2.0))
-    whole = 16 * size.dim + 4 * size.ffn_dim
-    by_checkpointing = {"selective": 7 * size.dim + 2 * size.ffn_dim, "full": size.dim}
+    size, tokens, width = recipe.model, recipe.batch.micro_sequences * recipe.data.seq_len, product_dtype(recipe).itemsize
+    precision, chunks = recipe.train.precision.build(), recipe.train.loss_chunks
+    kept = precision.parameters.itemsize
+    stream = size.dim * (width if precision.narrow_stream else kept)
+    copies = (4 if kept < 4 else 0) + (width if precision.autocast else 0)
+    state = parameters * (2 * kept + copies + 4 * recipe.optimizer.variant.trait("state_numbers", 2.0))
+    whole = 2 * stream + (14 * size.dim + 4 * size.ffn_dim) * width
+    by_checkpointing = {"selective": stream + (6 * size.dim + 2 * size.ffn_dim) * width, "full": stream}
     layer = by_checkpointing.get(recipe.train.checkpointing.name)
     values = size.n_layers * whole if layer is None else size.n_layers * layer + whole
-    return state + tokens * (values * width + size.vocab_size * (8 + width) / recipe.train.loss_chunks)
+    head = 4 * size.vocab_size * size.dim if chunks > 1 else 0
+    return state + tokens * (values + size.vocab_size * (8 + width) / chunks) + head
 
 
 class StepClock:

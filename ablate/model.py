@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from ablate._loss import bounded, chunked_cross_entropy, cross_entropy
+from ablate._loss import autocast_dtype, bounded, chunked_cross_entropy, cross_entropy
 from ablate.recipe import Model, Recipe
 from ablate.variants._attend import BlockMask, Context, context, seen_blocks
 from ablate.variants._merged import Merged
@@ -90,6 +90,7 @@ class Decoder(nn.Module):
             self.head.weight = self.embedding.weight
         self.separator = data.tokenizer.build().separator if data.document_masking else None
         self.call_block = train.checkpointing.bind()
+        self.narrow_stream = train.precision.variant.trait("narrow_stream", False)
         self.loss_chunks, self.z_loss, self.label_smoothing = train.loss_chunks, train.z_loss, train.label_smoothing
         self.decay_skips = train.decay_skips
         vectors = [(name, p) for name, p in self.named_parameters() if p.dim() <= 1]
@@ -105,7 +106,8 @@ class Decoder(nn.Module):
     def hidden(self, tokens: Tensor, blocks: BlockMask | None = None) -> Tensor:
         """What the head reads: [B, T, dim]."""
         seen = context(self.sizes, self.position, tokens, self.separator, blocks)
-        x = self.embedding_dropout(self.position.embed(self.embedding(tokens)))
+        x = self.position.embed(self.embedding(tokens))
+        x = self.embedding_dropout(x.to(autocast_dtype(x)) if self.narrow_stream else x)
         for block in self.blocks:
             x = self.call_block(block, x, seen)
         return self.norm(x)

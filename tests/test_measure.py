@@ -178,7 +178,7 @@ def test_a_run_records_the_memory_of_one_step():
 
 @pytest.mark.parametrize("checkpointing", [v.name for v in load_factors()["checkpointing"]])
 @pytest.mark.parametrize("loss_chunks", [1, 8])
-@pytest.mark.parametrize("precision", ["fp32", "bf16_params"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "bf16_activations", "bf16_params"])
 def test_the_forecast_of_memory_is_right_within_a_factor_of_two(checkpointing: str, loss_chunks: int, precision: str):
     recipe = tiny(model__dim=64, model__n_layers=4, data__seq_len=64, train__checkpointing=checkpointing,
                   train__loss_chunks=loss_chunks, train__precision=precision)  # fmt: skip

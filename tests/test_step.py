@@ -128,7 +128,7 @@ def test_a_bf16_model_is_updated_through_fp32_copies():
         assert torch.equal(copy.detach().bfloat16(), parameter)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16", "bf16_params"])
+@pytest.mark.parametrize("precision", ["bf16", "bf16_activations", "fp16", "bf16_params"])
 def test_gradients_in_few_bits_are_those_in_many_unscaled(precision: str):
     def norm(precision: str) -> float:
         return float(step_of(train__precision=precision)(WINDOWS, 1.0)[1])

@@ -119,6 +119,16 @@ def test_goes_with_a_model_in_bf16(variant: Variant):
     assert {p.dtype for p in step.model.parameters()} == {torch.bfloat16}
 
 
+@pytest.mark.parametrize("variant", OF_THE_MODEL, ids=name)
+def test_leaves_the_residual_stream_in_its_format(variant: Variant):
+    step, seen = Step(recipe_with(variant, train__precision="bf16_activations"), "cpu"), []
+    for module in (*step.model.blocks, step.model.norm):
+        module.register_forward_hook(lambda module, inputs, output: seen.extend((inputs[0].dtype, output.dtype)))
+    loss, norm = step(torch.randint(0, 64, (8, 17)), 1.0)
+    assert loss.isfinite() and norm.isfinite() and set(seen) == {torch.bfloat16}
+    assert {p.dtype for p in step.model.parameters()} == {torch.float32}
+
+
 @pytest.mark.parametrize("variant", OF_A_STEP, ids=name)
 def test_a_checkpoint_brings_back_the_whole_step(variant: Variant, tmp_path: Path):
     recipe = recipe_with(variant)

@@ -1,6 +1,6 @@
 """Normalization of the residual stream, in each block and before the head; where it stands is the placement's.
 
-A norm is built from the width and from whether the model has biases, and maps [..., dim] to [..., dim].
+A norm is built from the width and from whether the model has biases, and maps [..., dim] to [..., dim] of the same format.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ class LayerNorm(nn.LayerNorm):
 
     def __init__(self, dim: int, bias: bool, *, eps: Epsilon = 1e-5) -> None:
         super().__init__(dim, eps=eps, bias=bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).to(input.dtype)  # autocast computes and leaves it in fp32
 
 
 @norm.variant("rmsnorm", reference="arXiv:1910.07467", capturable=True)
@@ -50,7 +53,7 @@ class DynamicTanh(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.tanh(self.alpha * x) * self.weight
-        return y if self.bias is None else y + self.bias
+        return (y if self.bias is None else y + self.bias).to(x.dtype)
 
 
 @norm.variant("none", reference="arXiv:1901.09321", capturable=True)

@@ -1,7 +1,8 @@
 """In which number formats a step multiplies matrices and keeps its weights.
 
 `autocast` is the format of matrix products and attention where it is not that of the weights, `parameters` that of the weights in
-the model. Optimizer state is always fp32, and so are losses. `tf32` lets tensor cores round the inputs of fp32 products.
+the model; the residual stream is in the latter, with `narrow_stream` in the former. Optimizer state is always fp32, and so are
+losses. `tf32` lets tensor cores round the inputs of fp32 products.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ class FP32:
     """32 bits for everything."""
 
     autocast: torch.dtype | None = None
+    narrow_stream = False
     parameters = torch.float32
     scaled = False
     tf32 = False
@@ -35,6 +37,13 @@ class BF16(FP32):
     """Automatic mixed precision: bf16 (8 bits of exponent, 7 of mantissa) in matrix products, fp32 weights."""
 
     autocast = torch.bfloat16
+
+
+@precision.variant("bf16_activations", reference="arXiv:1909.08053, Megatron-LM without fp32_residual_connection", capturable=True)
+class BF16Activations(BF16):
+    """bf16 for all that is passed on: as `bf16`, and the residual stream, with what norms make of it, too; fp32 weights."""
+
+    narrow_stream = True
 
 
 @precision.variant("fp16", reference="arXiv:1710.03740", capturable=True)
