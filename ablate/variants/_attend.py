@@ -24,6 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from ablate.variants._cache import Cache
+
 if TYPE_CHECKING:
     from ablate.recipe import Model
     from ablate.variants.position import Position
@@ -35,15 +37,28 @@ FLEX_WIDTH, FLEX_LENGTH = 16, 128
 
 @dataclass(frozen=True)
 class Context:
-    """What attention needs besides its input, the same in every layer.
+    """What attention needs besides its input, the same in every layer but for the cache.
 
     `rotate` turns queries and keys [B, H, T, rotated_dim]. `mask` is None where causality is all; blocks for
     FlexAttention, which takes the `slopes` [H] apart; or a bias of the scores [B or 1, H or 1, T, T], slopes included.
+    At inference, tokens go to `slots` [T] of the layer's `cache`; where one is `decoding`, they are one of each sequence,
+    which sees what is cached: T is 1 for queries and the cache's slots for keys.
     """
 
     rotate: Callable[[Tensor], Tensor]
     mask: BlockMask | Tensor | None = None
     slopes: Tensor | None = None
+    cache: Cache | None = None
+    slots: Tensor | None = None
+    decoding: bool = False
+
+    def kept(self, *new: Tensor) -> tuple[Tensor, ...]:
+        """What there is to be seen, of what is `new` [B, H_kv, T, width]: all that is cached where one is decoding."""
+        if self.cache is None:
+            return new
+        assert self.slots is not None
+        self.cache.write(self.slots, new)
+        return tuple(self.cache.tensors) if self.decoding else new
 
 
 def context(
@@ -125,6 +140,9 @@ class Attend(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, seen: Context) -> Tensor:
         q, k = q.to(v.dtype), k.to(v.dtype)
+        if seen.decoding:
+            assert isinstance(seen.mask, Tensor)
+            return self._decoded(q, k, v, seen.mask)
         if isinstance(seen.mask, BlockMask):
             return self._flex(q, k, v, seen.mask, seen.slopes)
         if self.cap is not None:
@@ -155,3 +173,14 @@ class Attend(nn.Module):
             scores = cap * torch.tanh(q.float() @ k.float().mT * (self.scale / cap)) + bias
         weights = F.dropout(scores.softmax(-1), self.dropout, self.training)
         return weights.to(v.dtype) @ v
+
+    def _decoded(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        """For one query of each head; heads that share keys are rows of one product, which reads these once."""
+        shape = (-1, k.shape[1], q.shape[1] // k.shape[1])
+        rows, bias = q.reshape(*shape, q.shape[-1]), bias.expand(-1, q.shape[1], -1, -1).reshape(*shape, k.shape[2])
+        if self.cap is None:
+            y = F.scaled_dot_product_attention(rows, k, v, bias.to(v.dtype), scale=self.scale)
+        else:
+            scores = self.cap * torch.tanh((rows @ k.mT).float() * self.scale / self.cap) + bias
+            y = scores.softmax(-1).to(v.dtype) @ v
+        return y.flatten(1, 2).unsqueeze(2)

@@ -45,7 +45,9 @@ class _Grouped(nn.Module):
     def forward(self, x: Tensor, context: Context) -> Tensor:
         heads = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         q, k, v = heads.split([self.n_heads, self.n_kv_heads, self.n_kv_heads], dim=1)
-        y = self.attend(context.rotate(self.q_norm(q)), context.rotate(self.k_norm(k)), v, context)
+        q, k = context.rotate(self.q_norm(q)), context.rotate(self.k_norm(k))
+        k, v = context.kept(k, v)
+        y = self.attend(q, k, v, context)
         return self.out(y.transpose(1, 2).flatten(2))
 
 
@@ -119,10 +121,30 @@ class MultiHeadLatentAttention(nn.Module):
         parts = [self.head_dim, self.rotated_dim]
         q, q_rotated = self.q(x).unflatten(-1, (-1, sum(parts))).transpose(1, 2).split(parts, dim=-1)
         latent, shared = self.kv_down(x).split([self.kv_rank, self.rotated_dim], dim=-1)
-        k, v = self.kv_up(self.kv_norm(latent)).unflatten(-1, (-1, 2 * self.head_dim)).transpose(1, 2).chunk(2, dim=-1)
-        shared = context.rotate(shared[:, None]).expand(-1, k.shape[1], -1, -1)
-        q, k = torch.cat((q, context.rotate(q_rotated)), dim=-1), torch.cat((k, shared), dim=-1)
+        latent, shared, q_rotated = self.kv_norm(latent), context.rotate(shared[:, None]), context.rotate(q_rotated)
+        if context.cache is not None:
+            (cached,) = context.kept(torch.cat((latent[:, None], shared), dim=-1))
+            if context.decoding:
+                return self._decode(q, q_rotated, cached, context)
+        k, v = self.kv_up(latent).unflatten(-1, (-1, 2 * self.head_dim)).transpose(1, 2).chunk(2, dim=-1)
+        q, k = torch.cat((q, q_rotated), dim=-1), torch.cat((k, shared.expand(-1, k.shape[1], -1, -1)), dim=-1)
         return self.out(self.attend(q, k, v, context).transpose(1, 2).flatten(2))
+
+    def _decode(self, q: Tensor, q_rotated: Tensor, cached: Tensor, context: Context) -> Tensor:
+        """The same as attention of all heads over the cached [c, r]; no k_h and v_h are computed (section 2.1.2).
+
+        q_h k_h = [W_uk_h^T W_q_h x, rotate(W_qr_h x)] [c, r], and the weighted sum of v_h is W_uv_h times that of c. Biases
+        are the weights of a further number of c, which is 1.
+        """
+        weight, bias, values = self.kv_up.weight, self.kv_up.bias, cached[..., : self.kv_rank]
+        if bias is not None:
+            weight = torch.cat((weight, bias[:, None]), dim=1)
+            values = torch.cat((values, torch.ones_like(values[..., :1])), dim=-1)
+            cached = torch.cat((values, cached[..., self.kv_rank :]), dim=-1)
+        up_k, up_v = weight.unflatten(0, (-1, 2 * self.head_dim)).chunk(2, dim=1)
+        q = torch.cat((torch.einsum("bhtd,hdc->bhtc", q, up_k), q_rotated), dim=-1)
+        y = torch.einsum("bhtc,hdc->bhtd", self.attend(q, cached, values, context), up_v)
+        return self.out(y.transpose(1, 2).flatten(2))
 
     @staticmethod
     def check(recipe: Recipe, *, kv_rank: int | None, rope_dim: int | None, q_rank: int | None) -> None:

@@ -2,7 +2,7 @@
 
 Built from the model's width, the width of what attention rotates and the sequence length. `embed` acts once on the
 embeddings [B, T, dim], `rotate` on queries and keys [B, heads, T, rotated_dim] in every layer, and `slopes` [heads] are
-what a head takes off its scores per token of distance.
+what a head takes off its scores per token of distance. The T tokens stand at the positions `at` [T], or at 0 to T - 1.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ Base = Annotated[float, Field(gt=1)]
 class Position(nn.Module):
     """Leaves everything as it is; a variant overrides what it acts on."""
 
-    def embed(self, x: Tensor) -> Tensor:
+    def embed(self, x: Tensor, at: Tensor | None = None) -> Tensor:
         return x
 
-    def rotate(self, x: Tensor) -> Tensor:
+    def rotate(self, x: Tensor, at: Tensor | None = None) -> Tensor:
         return x
 
     def slopes(self, n_heads: int, device: torch.device) -> Tensor | None:
@@ -45,8 +45,8 @@ class Learned(Position):
         super().__init__()
         self.table = nn.Embedding.from_pretrained(torch.empty(seq_len, dim), freeze=False)
 
-    def embed(self, x: Tensor) -> Tensor:
-        return x + self.table.weight[: x.shape[1]]
+    def embed(self, x: Tensor, at: Tensor | None = None) -> Tensor:
+        return x + _rows(self.table.weight, x.shape[1], at)
 
 
 @position.variant("sinusoidal", reference="arXiv:1706.03762", capturable=True)
@@ -64,8 +64,8 @@ class Sinusoidal(Position):
         self.register_buffer("table", table, persistent=False)
         self.scale = dim**0.5
 
-    def embed(self, x: Tensor) -> Tensor:
-        return self.scale * x + self.table[: x.shape[1]].to(x.dtype)
+    def embed(self, x: Tensor, at: Tensor | None = None) -> Tensor:
+        return self.scale * x + _rows(self.table, x.shape[1], at).to(x.dtype)
 
 
 @position.variant("rope", reference="arXiv:2104.09864", capturable=True)
@@ -86,8 +86,8 @@ class Rope(Position):
         if recipe.model.head_dim % 2 and recipe.model.attention.name != "mla":  # which rotates a part of its own
             raise UserError(f"rope rotates pairs, and a head of width {recipe.model.head_dim} is odd")
 
-    def rotate(self, x: Tensor) -> Tensor:
-        cos, sin = self.cos[: x.shape[-2]], self.sin[: x.shape[-2]]
+    def rotate(self, x: Tensor, at: Tensor | None = None) -> Tensor:
+        cos, sin = _rows(self.cos, x.shape[-2], at), _rows(self.sin, x.shape[-2], at)
         first, second = x.float().chunk(2, dim=-1)
         return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
@@ -121,3 +121,8 @@ def _angles(width: int, seq_len: int, base: float) -> Tensor:
     with torch.device("cpu"):  # so that every device gets the same table
         frequency = base ** (-torch.arange(0, width, 2, dtype=torch.float32) / width)
         return torch.outer(torch.arange(seq_len, dtype=torch.float32), frequency)
+
+
+def _rows(table: Tensor, length: int, at: Tensor | None) -> Tensor:
+    """The rows of a table by position."""
+    return table[:length] if at is None else table[at]
