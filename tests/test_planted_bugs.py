@@ -200,7 +200,7 @@ BUGS = {
         "model.py", '"vectors_and_embeddings": not matrix or embedding', '"vectors_and_embeddings": embedding',
         "test_optimizers.py::test_weight_decay_skips_what_it_is_told_to"),
     "weight decay: less where the rate is less": Bug(
-        "variants/_parameters.py", "weight_decay / g.rate if", "weight_decay if",
+        "variants/_parameters.py", "weight_decay / rate if", "weight_decay if",
         "test_optimizers.py::test_decay_takes_the_same_share_whatever_the_rate_of_a_group"),
     # schedules and clipping
     "warmup: a step late": Bug(

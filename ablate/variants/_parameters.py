@@ -32,22 +32,21 @@ class Group:
 
 
 def param_groups(groups: Sequence[Group], lr: float, weight_decay: float, **options: Any) -> list[dict[str, Any]]:
-    """Groups as torch wants them, the decay under `decay`: numbers, which 0-dim fp32 tensors on the parameters' device may replace.
+    """Groups as torch wants them, one for each rate: few large operations in place of many small ones.
 
-    What multiplies the rate divides the decay: lr weight_decay, the share of a weight that a step takes off, is the same for all
-    (arXiv:2405.13698; the mup package does so too).
+    `lr` and `decay` are numbers, which 0-dim fp32 tensors on the parameters' device may replace; of the parameters, the first `decayed`
+    decay. What multiplies the rate divides the decay: lr weight_decay, the share of a weight that a step takes off, is the same
+    for all (arXiv:2405.13698; the mup package does so too).
     """
-    return [
-        {
-            "params": g.params,
-            "lr": lr * g.rate,
-            "decay": weight_decay / g.rate if g.decayed else 0.0,
-            "matrices": g.matrices,
-            "parts": g.parts,
-            **options,
-        }
-        for g in groups
-    ]
+    found = []
+    for rate in dict.fromkeys(g.rate for g in groups):
+        same = [g for g in groups if g.rate == rate]
+        decayed, others = ([p for g in same if g.decayed is which for p in g.params] for which in (True, False))
+        found.append({
+            "params": decayed + others, "lr": lr * rate, "decay": weight_decay / rate if decayed else 0.0,
+            "decayed": len(decayed), **options,
+        })  # fmt: skip
+    return found
 
 
 def with_gradients(group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
@@ -64,16 +63,19 @@ def kept(
     return state[name]
 
 
-def decays(group: dict[str, Any]) -> bool:
-    """Whether a group has a weight decay; one of zero is a number, never a tensor."""
-    return isinstance(group["decay"], Tensor) or group["decay"] > 0
+def decayed(params: Sequence[Tensor], group: dict[str, Any]) -> list[Tensor]:
+    """Those of a group's parameters that decay; none where the decay is the number zero."""
+    if not isinstance(group["decay"], Tensor) and not group["decay"]:
+        return []
+    known = {id(p) for p in group["params"][: group["decayed"]]}
+    return [p for p in params if id(p) in known]
 
 
-def shrink(params: list[Tensor], group: dict[str, Any], skipped: Tensor | None = None) -> None:
-    """Decoupled weight decay, w <- w - lr decay w; bitwise nothing where `skipped` is 1."""
-    if decays(group):
+def shrink(params: Sequence[Tensor], group: dict[str, Any], skipped: Tensor | None = None) -> None:
+    """Decoupled weight decay, w <- w - lr decay w, of those that decay; bitwise nothing where `skipped` is 1."""
+    if found := decayed(params, group):
         share = group["lr"] * group["decay"]
-        torch._foreach_mul_(params, 1 - (share if skipped is None else share * (1 - skipped)))
+        torch._foreach_mul_(found, 1 - (share if skipped is None else share * (1 - skipped)))
 
 
 def unmerged(tensors: Iterable[Tensor], parts: tuple[int, ...]) -> list[Tensor]:

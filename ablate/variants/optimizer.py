@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ablate.errors import UserError
 from ablate.variants._factor import Factor
-from ablate.variants._parameters import Group, by_shape, decays, kept, param_groups, shrink, unmerged, with_gradients
+from ablate.variants._parameters import Group, by_shape, decayed, kept, param_groups, shrink, unmerged, with_gradients
 
 if TYPE_CHECKING:
     from ablate.recipe import Recipe
@@ -69,9 +69,9 @@ class SGD(torch.optim.SGD):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         for group in self.param_groups:
-            params, grads = with_gradients(group)
-            if decays(group):
-                torch._foreach_add_(grads, torch._foreach_mul(params, group["decay"]))
+            params, _ = with_gradients(group)
+            if shrunk := decayed(params, group):
+                torch._foreach_add_([p.grad for p in shrunk], torch._foreach_mul(shrunk, group["decay"]))
             if group["momentum"]:
                 # torch takes g for the first momentum: by a flag that a captured graph repeats, into memory that a skip leaves unset
                 for p in params:
@@ -181,16 +181,21 @@ class Muon(torch.optim.Optimizer):
         rest = [group for group in groups if not group.matrices]
         self.adamw = AdamW(rest, lr=adamw_lr or lr, weight_decay=weight_decay, beta1=beta1, beta2=beta2)
         muon = {"momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps, "adjust": adjust}
-        matrices = [group for group in groups if group.matrices]
-        super().__init__(param_groups(matrices, lr, weight_decay, **muon) + self.adamw.param_groups, {})
+        matrices = [
+            g
+            for group in groups
+            if group.matrices
+            for g in param_groups([group], lr, weight_decay, parts=group.parts, **muon)
+        ]
+        super().__init__(matrices + self.adamw.param_groups, {})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         self.adamw.state = self.state
-        self.adamw.param_groups = [group for group in self.param_groups if not group["matrices"]]
+        self.adamw.param_groups = [group for group in self.param_groups if "parts" not in group]
         self.adamw.step()
         for group in self.param_groups:
-            if group["matrices"]:
+            if "parts" in group:
                 self._update(group)
 
     def _update(self, group: dict[str, Any]) -> None:
@@ -268,8 +273,9 @@ class ScheduleFree(torch.optim.Optimizer):
             torch._foreach_sqrt_(roots)
             torch._foreach_add_(roots, group["eps"])
             changes = torch._foreach_div(grads, roots)
-            if decays(group):
-                torch._foreach_add_(changes, torch._foreach_mul(y, group["decay"]))
+            if shrunk := decayed(y, group):
+                of = {id(p): change for p, change in zip(y, changes, strict=True)}
+                torch._foreach_add_([of[id(p)] for p in shrunk], torch._foreach_mul(shrunk, group["decay"]))
             torch._foreach_mul_(changes, group["lr"])
 
             # x = (y - (1 - beta1) z) / beta1, put into the third equation
