@@ -69,9 +69,10 @@ class SGD(torch.optim.SGD):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         for group in self.param_groups:
-            params, _ = with_gradients(group)
+            params, grads = with_gradients(group)
             if shrunk := decayed(params, group):
-                torch._foreach_add_([p.grad for p in shrunk], torch._foreach_mul(shrunk, group["decay"]))
+                of = dict(zip(map(id, params), grads, strict=True))
+                torch._foreach_add_([of[id(p)] for p in shrunk], torch._foreach_mul(shrunk, group["decay"]))
             if group["momentum"]:
                 # torch takes g for the first momentum: by a flag that a captured graph repeats, into memory that a skip leaves unset
                 for p in params:
@@ -274,7 +275,7 @@ class ScheduleFree(torch.optim.Optimizer):
             torch._foreach_add_(roots, group["eps"])
             changes = torch._foreach_div(grads, roots)
             if shrunk := decayed(y, group):
-                of = {id(p): change for p, change in zip(y, changes, strict=True)}
+                of = dict(zip(map(id, y), changes, strict=True))
                 torch._foreach_add_([of[id(p)] for p in shrunk], torch._foreach_mul(shrunk, group["decay"]))
             torch._foreach_mul_(changes, group["lr"])
 

@@ -34,9 +34,10 @@ from registry.store import Store
 
 SUITE = "eight-arms"
 FACTORS: dict[str, list[str]] = {
-    "model.activation": ["swiglu", "gelu"], "model.norm": ["rmsnorm", "layernorm"], "model.position": ["rope", "learned"],
+    "model.activation": ["swiglu", "gelu"], "model.norm": ["rmsnorm", "layernorm"],
+    "train.precision": ["bf16", "bf16_activations"],
 }  # fmt: skip
-"""Arms of different shapes: every one is compiled for itself."""
+"""Every arm is compiled for itself."""
 ALONE = "norm=rmsnorm"
 EVALUATION = {"evaluation.tokens": 2**18, "evaluation.points": 2}
 PRIMING_TOKENS = 500_000
