@@ -173,7 +173,8 @@ def test_a_copy_of_a_spec_is_independent():
         ("model.dim", True, "model.dim: must be a positive whole number, not True"),
         ("train.z_loss", -1, "train.z_loss: must be greater than or equal to 0, not -1"),
         ("train.decay_skips", "x2", "train.decay_skips: must be 'nothing', 'vectors' or 'vectors_and_embeddings', not 'x2'"),
-        ("train.precision", "fp8", "train.precision: unknown precision 'fp8'; known: bf16, bf16_activations, bf16_params, fp16, fp32, tf32"),
+        ("train.precision", "fp8", "train.precision: unknown precision 'fp8'"
+         "; known: bf16, bf16_activations, bf16_params, fp16, fp32, tf32"),
         ("model.dropout.embedding", 1.5, "model.dropout.embedding: must be less than 1, not 1.5"),
         ("model.attention", {"gqa": {"n_kv_heads": 3}}, "model.attention: 3 key and value heads do not divide 4 query heads"),
         ("optimizer.learning_rate", 1, "optimizer.learning_rate: optimizer 'adamw' has no option 'learning_rate'"

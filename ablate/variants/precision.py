@@ -39,7 +39,9 @@ class BF16(FP32):
     autocast = torch.bfloat16
 
 
-@precision.variant("bf16_activations", reference="arXiv:1909.08053, Megatron-LM without fp32_residual_connection", capturable=True)
+@precision.variant(
+    "bf16_activations", reference="Megatron-LM, arXiv:1909.08053, without fp32_residual_connection", capturable=True
+)
 class BF16Activations(BF16):
     """bf16 for all that is passed on: as `bf16`, and the residual stream, with what norms make of it, too; fp32 weights."""
 
