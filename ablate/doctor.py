@@ -37,21 +37,26 @@ def checks() -> Iterator[Check]:
         needed = "needed to train: pip install 'ablate-bench[train]'" if name in TRAINING else "reinstall ablate-bench"
         yield Check(name, there, importlib.metadata.version(name) if there else f"not installed, {needed}")
     if importlib.util.find_spec("torch") is not None:
-        yield _devices()
+        yield from _devices()
     yield _folder(home())
     yield _registry(home())
 
 
-def _devices() -> Check:
+def _devices() -> Iterator[Check]:
     from ablate import environment
+    from ablate.mps import control
 
-    found = environment.expected()
+    found, share = environment.expected(), environment.share()
     memory = f", {found['device_memory_gib']} GiB" if "device_memory_gib" in found else ""
-    return Check(
+    number = f"{share.devices} x " if share.devices > 1 else ""
+    yield Check(
         "device",
         True,
-        f"{found['device_type']}: {found['device']}{memory}; {found['cores']} cores, {found['memory_gib']} GiB",
+        f"{found['device_type']}: {number}{found['device']}{memory}; {found['cores']} cores, {found['memory_gib']} GiB; "
+        f"up to {share.per_device} workers{' on each' if share.devices > 1 else ''}",
     )
+    if share.device == "cuda":
+        yield Check("mps", True, control() or "not installed: trials that --pack runs at once take turns on the GPU")
 
 
 def _folder(folder: Path) -> Check:

@@ -18,13 +18,18 @@ SECONDS = 20.0
 """What the daemon may take to start, and to end."""
 
 
+def control() -> str | None:
+    """The path of the program that starts the service, where there is one."""
+    return shutil.which(BINARY) or shutil.which(BINARY, path=ELSEWHERE)
+
+
 @contextmanager
 def mps(folder: Path) -> Iterator[str]:
     """A daemon of its own for the CUDA processes that are started meanwhile, with its sockets and logs in `folder`.
 
     Gives why there is none, or an empty text. It ends with the context, and with this process, however that ends.
     """
-    binary = shutil.which(BINARY) or shutil.which(BINARY, path=ELSEWHERE)
+    binary = control()
     if binary is None:
         yield f"{BINARY} is not installed"
         return

@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from ablate.corpus import Corpus
     from ablate.train import Kept
 
+NO_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory", "CUDA error: out of memory", "CUDA driver error: out of memory",
+    "STATUS_ALLOC_FAILED",
+)  # fmt: skip
+"""What errors say whose class does not tell: of the CPU's allocator, and of libraries that allocate past torch."""
 CROWD_SHARE = 0.1
 """What other processes hold of a device's memory counts from this share on."""
 
@@ -85,9 +90,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether it says that the memory of the device, or of the machine, is exhausted."""
     import torch
 
-    # the CPU's allocator has no exception of its own
-    allocator = "DefaultCPUAllocator: can't allocate memory"
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or allocator in str(error)
+    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return known or any(text in str(error) for text in NO_MEMORY)
 
 
 def held_by_others(device: str) -> float:

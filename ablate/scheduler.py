@@ -18,7 +18,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,7 @@ TRIES = 3
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SHUTDOWN_SECONDS = 3.0
 REPORT_SECONDS = 0.5
+FAR = "on a cluster nobody starts NVIDIA's Multi-Process Service for them"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,12 +149,12 @@ class _Run:
     @contextmanager
     def _multi_process_service(self) -> Iterator[None]:
         """What lets packed trials run at the same time, where it can be had."""
-        if not self.packed:
-            yield
-            return
-        with mps(self.scratch) as trouble:
+        service = (
+            nullcontext("") if not self.packed else mps(self.scratch) if self.address is None else nullcontext(FAR)
+        )
+        with service as trouble:
             if trouble:
-                self.on_event(Message(f"packed trials take turns on the GPU, for {trouble}"))
+                self.on_event(Message(f"packed trials take turns on the GPU: {trouble}"))
             yield
 
     # The main thread

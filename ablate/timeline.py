@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
@@ -13,7 +14,7 @@ from xml.sax.saxutils import escape
 COLOURS = {"prepare": "#BBBBBB", "compile": "#E69F00", "wait": "#F0E442", "train": "#0072B2"}
 """By phase: grey, and of the palette of Okabe and Ito, which most colour-blind people tell apart."""
 MEANING = {
-    "prepare": "read the corpus", "compile": "compile, warm up", "wait": "wait for the device", "train": "train and evaluate"
+    "prepare": "read the corpus", "compile": "compile and warm up", "wait": "wait for the device", "train": "train and evaluate"
 }  # fmt: skip
 WIDTH, LEFT, RIGHT, LANE, GAP, TOP, FONT = 1200, 150, 20, 24, 6, 78, 11
 
@@ -111,18 +112,20 @@ class Timeline:
             y = TOP + number * (LANE + GAP) + (2 * GAP if number >= len(self.devices) else 0)
             parts.append(_text(LEFT - 8, y + LANE / 2 + 4, name, anchor="end"))
             parts.append(f'<rect x="{LEFT}" y="{y}" width="{WIDTH - LEFT - RIGHT}" height="{LANE}" fill="#F4F4F4"/>')
-            parts += [self._bar(bar, y, numbers[bar.worker]) for bar in bars]
+            shared = any(after.start < bar.end for bar, after in pairwise(bars))
+            parts += [self._bar(bar, y, () if shared else (bar.trial, numbers[bar.worker])) for bar in bars]
         parts += self._axis(height - 34)
         return "\n".join([*parts, "</svg>", ""])
 
     def _x(self, time: float) -> float:
         return LEFT + (time - self.start) / (self.seconds or 1.0) * (WIDTH - LEFT - RIGHT)
 
-    def _bar(self, bar: Bar, y: float, number: str) -> str:
+    def _bar(self, bar: Bar, y: float, names: Sequence[str]) -> str:
+        """A rectangle in the lane at `y`; where it trains it bears the first of these names that it has room for."""
         x, width = self._x(bar.start), max(0.5, self._x(bar.end) - self._x(bar.start))
         about = f"{bar.trial}: {bar.phase} {bar.end - bar.start:.1f} s, from {bar.start - self.start:.1f} s on"
         room = int((width - 6) / (0.56 * FONT))
-        label = next((label for label in (bar.trial, number) if len(label) <= room), "") if bar.phase == "train" else ""
+        label = next((label for label in names if len(label) <= room), "") if bar.phase == "train" else ""
         text = _text(x + width / 2, y + LANE / 2 + 4, label, anchor="middle", fill="white") if label else ""
         edge = ' stroke="white" stroke-width="0.5"' if width > 2 else ""
         return (

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 
 from ablate import environment
+from ablate.design import expand
 from ablate.environment import Share, for_workers, workers_per_gpu
 from ablate.errors import UserError
+from ablate.plan import make_plan
+from ablate.suite import load_suite
 
 
 @pytest.mark.parametrize(
@@ -68,3 +73,23 @@ def test_a_control_group_may_give_less_than_the_machine_has(monkeypatch: pytest.
     monkeypatch.setattr(environment, "_control_group", {"cpu.max": "max 100000", "memory.max": "max"}.get)
     assert environment.cores() >= machine[0]
     assert environment.host_gib() >= machine[1]
+
+
+def test_plan_and_scheduler_ask_for_the_same_workers(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ablate import scheduler
+
+    asked: list[dict[str, Any]] = []
+
+    def share(workers: int | None = None, **given: Any) -> Share:
+        asked.append(given)
+        return Share(device="cuda", devices=2, per_device=4, threads=1)
+
+    suite = expand(load_suite("attention"), overrides={"data.source": "synthetic"}, seeds=3)
+    monkeypatch.setattr(environment, "expected", lambda **given: environment.describe("cpu", 1))
+    monkeypatch.setattr(environment, "share", share)
+    made = make_plan(suite, home=home)
+    assert (made.workers, made.at_once) == (8, 2)
+    assert made.seconds == pytest.approx(15.0 + sum(row.seconds for row in made.pending) / 2)
+    monkeypatch.setattr(scheduler, "_Run", mock.MagicMock())
+    scheduler.run(made.jobs(), home=home, store=mock.Mock())
+    assert asked[0] == asked[1] == {"pack": None, "memory_gib": max(row.memory_gib for row in made.rows)}

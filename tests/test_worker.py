@@ -75,9 +75,11 @@ def test_what_training_raises_is_a_result(place: Place, raises: str, status: str
     [
         torch.OutOfMemoryError("CUDA out of memory"),
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA` to enable device-side assertions."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     ],
 )
-def test_torch_runs_out_of_memory_in_two_ways(error: Exception) -> None:
+def test_memory_runs_out_in_several_ways(error: Exception) -> None:
     assert worker._failure(error)[0] == "out_of_memory"
 
 
