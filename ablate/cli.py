@@ -410,6 +410,72 @@ def leaderboard(
 
 
 @app.command()
+def speed(
+    suite: SuiteArg,
+    scale: Scale = None,
+    settings: Settings = None,
+    only: Only = None,
+    rounds: Annotated[
+        int, typer.Option("--rounds", metavar="N", min=2, help="Rounds of each cell with the baseline.")
+    ] = 8,
+    steps: Annotated[
+        int | None,
+        typer.Option("--steps", metavar="N", min=1, max=1000, help="Steps of a window, instead of a quarter second's."),
+    ] = None,
+    inference: Annotated[
+        bool | None,
+        typer.Option(
+            "--inference/--no-inference",
+            help="Measure inference in any case, or in none.",
+            show_default="if attention varies",
+        ),
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", metavar="N", min=1, help="Sequences at inference.")] = 64,
+    context: Annotated[
+        int | None, typer.Option("--context", metavar="N", min=2, help="Tokens at inference, instead of training's.")
+    ] = None,
+    form: Output = Format.table,
+) -> int:
+    """Measure speed and memory alone, each cell in turn with the baseline.
+
+    The device is kept to itself; quality is not measured. Ctrl-C keeps what is finished.
+    """
+    from ablate import data, render
+    from ablate.plan import make_plan
+    from ablate.recipe import canonical_json
+    from ablate.speed import Options, Pass
+    from registry import Spool, Store
+    from registry.home import home
+
+    design = _design(suite, scale, settings, 1, None)
+    chosen = {cell.label for cell in _design(suite, scale, settings, 1, only).cells}
+    corpora = {canonical_json(trial.recipe.to_dict()["data"]): trial.recipe.data for trial in design.trials}
+    for corpus in corpora.values():
+        data.prepare(corpus, home() / "cache", lambda message: print(message, file=sys.stderr))
+    made = make_plan(design, home=home())
+    options = Options(rounds=rounds, steps=steps, inference=inference, batch=batch, context=context)
+    measured = Pass(made, home(), options, chosen, lambda text: print(text, file=sys.stderr))
+    store, spool = Store.open(home()), Spool(home())
+    known = {trial["trial_id"] for declared in store.designs() for trial in declared.trials}
+    if not known.issuperset(row.trial_id for row in made.rows):
+        store.declare(make_plan(_design(suite, scale, settings, None, None), home=home()).design_record())
+    records = []
+    try:
+        for record in measured.records():
+            spool.put(record)
+            records.append(record)
+            if record.status != "finished":
+                print(f"{record.status}: {record.cause}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print(f"interrupted; {len(records)} of {len(measured.jobs)} cells are measured and kept", file=sys.stderr)
+        raise
+    finally:
+        store.ingest(spool)
+    render.speed(records, {row.trial_id: row.trial.label for row in made.rows}, form)
+    return FAILED if any(record.status != "finished" for record in records) else 0
+
+
+@app.command()
 def query(
     sql: Annotated[str, typer.Argument(metavar="SQL", help="One SELECT over trials, designs, cells and curves.")],
     form: Output = Format.table,

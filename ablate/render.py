@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -15,6 +15,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from ablate.plan import Plan
     from ablate.variants import Variant
+    from registry.record import TrialRecord
 
 WIDE = 10_000
 """Columns where the output is no terminal: nothing is folded."""
@@ -126,6 +127,92 @@ def plan_data(made: Plan) -> dict[str, Any]:
             for row in made.rows
         ],
     }  # fmt: skip
+
+
+def speed(records: Sequence[TrialRecord], labels: Mapping[str, str], form: str) -> None:
+    """Print what a pass for speed found, a cell a row and its name by trial: two tables to read, or all numbers for programs."""
+    import pandas as pd
+
+    from registry.tables import render as show_frame
+
+    rows = [_speed_row(record, labels[record.trial_id]) for record in records]
+    notes = _speed_notes(records)
+    if form in ("json", "csv"):
+        show_frame(pd.DataFrame(rows), form, console(), notes)
+        return
+    counted = ("tokens_per_second", "parameters", "prefill_tokens_per_second", "decode_tokens_per_second")
+    train = [
+        "step_time_ms",
+        "step_vs_baseline",
+        "tokens_per_second",
+        "mfu",
+        "peak_memory_gib",
+        "memory_vs_baseline",
+        "parameters",
+    ]
+    serve = ["prefill_tokens_per_second", "prefill_vs_baseline", "decode_tokens_per_second", "decode_vs_baseline"]
+    tables = [(["cell", "failed", *train], rows)]
+    if served := [row for row in rows if "decode_tokens_per_second" in row]:
+        tables.append((["cell", "kv_cache_bytes_per_token", *serve], served))
+    for i, (names, chosen) in enumerate(tables, start=1):
+        cells = {
+            name: [_speed_cell(row, name, count if name in counted else _four) for row in chosen] for name in names
+        }
+        frame = pd.DataFrame({name: values for name, values in cells.items() if any(values)})
+        show_frame(frame, form, console(), notes if i == len(tables) else [])
+        if i < len(tables):
+            print()
+
+
+def _four(value: float) -> str:
+    """To four digits."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _speed_row(record: TrialRecord, label: str) -> dict[str, Any]:
+    """What programs get of a record: its metrics, and `<metric>_ratio` to the baseline with `_low` and `_high` bounds."""
+    found = record.context.get("speed", {})
+    ratios = {
+        f"{metric}_ratio" + ("" if part == "estimate" else f"_{part}"): value
+        for metric, ratio in found.get("ratios", {}).items() for part, value in ratio.items()
+    }  # fmt: skip
+    failed = {} if record.status == "finished" else {"failed": f"{record.status}: {record.cause}"}
+    rest = {name: found[name] for name in ("rounds", "steps_per_window") if name in found}
+    return {"cell": label, **failed, **rest, **record.metrics, **ratios, "step_mode": record.step_mode,
+            "exclusive": record.exclusive, "cell_id": record.cell_id, "record_id": record.record_id}  # fmt: skip
+
+
+def _speed_cell(row: Mapping[str, Any], name: str, number: Callable[[float], str]) -> str:
+    """`1.034 [1.031, 1.037]` for a ratio, where it has bounds; a number in few digits; text as it is."""
+    what, ratio, _ = name.partition("_vs_baseline")
+    if not ratio:
+        value = row.get(name, "")
+        return value if isinstance(value, str) else number(value)
+    metric = {"step": "step_time_ms", "memory": "peak_memory_gib"}.get(what, f"{what}_tokens_per_second") + "_ratio"
+    if metric not in row:
+        return ""
+    bounds = f" [{row[f'{metric}_low']:.3f}, {row[f'{metric}_high']:.3f}]" if f"{metric}_low" in row else ""
+    return f"{row[metric]:.3f}{bounds}"
+
+
+def _speed_notes(records: Sequence[TrialRecord]) -> list[str]:
+    measured = [record.context["speed"] for record in records if "speed" in record.context]
+    notes = []
+    if measured:
+        rounds = measured[0]["rounds"]
+        notes.append(f"vs baseline: of times, memory and rates, with the 95 % interval over {rounds} rounds of four windows in turn; "
+                     "of the baseline's row, against itself: what the pass can tell apart")  # fmt: skip
+    if len({one["tokens_per_step"] for one in measured}) > 1:
+        notes.append("cells differ in the tokens of a step: compare tokens per second")
+    if served := next((one["inference"] for one in measured if "batch" in one["inference"]), None):
+        notes.append(f"inference: {served['batch']} sequences, prompts of {served['prompt']} tokens, decoded up to "
+                     f"{served['context']}, in {served['dtype']}")  # fmt: skip
+    notes += [
+        f"no inference: {cause}" for cause in dict.fromkeys(one["inference"].get("failed") for one in measured) if cause
+    ]
+    if any(record.status == "finished" and not record.exclusive for record in records):
+        notes.append("not alone on the device")
+    return notes
 
 
 def _counts(statuses: Iterable[str]) -> str:

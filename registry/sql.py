@@ -138,20 +138,23 @@ def column_names(columns: list[str]) -> dict[str, str]:
 
 
 def exploded(designs: pa.Table, trials: pa.Table) -> pa.Table:
-    """The view `designs`. A design none of whose trials has a record is not the latest while another has some."""
+    """The view `designs`. A design none of whose trials was trained is not the latest while some of another's were; nor is one
+    none of whose trials has a record while another has some."""
     records = [DesignRecord.from_json(text) for text in designs["design"].to_pylist()]
-    known = set(trials["trial_id"].to_pylist())
-    newest: dict[tuple[str, str], tuple[bool, str, str]] = {}
+    ids, purposes = trials["trial_id"].to_pylist(), trials["purpose"].to_pylist()
+    known, trained = set(ids), {i for i, purpose in zip(ids, purposes, strict=True) if purpose == "primary"}
+    newest: dict[tuple[str, str], tuple[bool, bool, str, str]] = {}
     for record in records:
-        key, begun = (record.suite, record.scale), any(trial["trial_id"] in known for trial in record.trials)
-        newest[key] = max(newest.get(key, (False, "", "")), (begun, record.created_at, record.design_id))
+        key, own = (record.suite, record.scale), {trial["trial_id"] for trial in record.trials}
+        place = (not own.isdisjoint(trained), not own.isdisjoint(known), record.created_at, record.design_id)
+        newest[key] = max(newest.get(key, (False, False, "", "")), place)
     rows = [
         {
             "suite": record.suite,
             "scale": record.scale,
             "design_id": record.design_id,
             "created_at": record.created_at,
-            "latest": newest[record.suite, record.scale][2] == record.design_id,
+            "latest": newest[record.suite, record.scale][-1] == record.design_id,
             "trial_id": trial["trial_id"],
             "cell_id": trial["cell_id"],
             "seed": trial["seed"],
