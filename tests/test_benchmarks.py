@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from argparse import Namespace
@@ -39,8 +40,6 @@ def test_it_runs(name: str, tmp_path: Path) -> None:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    import os
-
     return os.environ | {
         "PYTHONPATH": str(FOLDER.parents[2]),
         "ABLATE_HOME": str(folder / "home"),

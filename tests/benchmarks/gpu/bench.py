@@ -141,18 +141,13 @@ class Results:
 
 def table(data: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of a result file: medians, with the lowest and highest of the first metric of a row."""
-    metrics = list(dict.fromkeys(name for row in data["rows"] for name in row["median"]))
+    metrics = list(dict.fromkeys(name for row in data["rows"] for name in row["measurements"]))
     rows = []
     for row in data["rows"]:
-        cells = [row["case"], row["contender"], str(row["n"])]
-        for name in metrics:
-            values = row["measurements"].get(name)
-            cells.append(
-                ""
-                if not values
-                else _cell(name, row["median"][name], values, spread=name == next(iter(row["measurements"])))
-            )
-        rows.append(cells)
+        cells = {
+            name: _cell(name, values, spread=i == 0) for i, (name, values) in enumerate(row["measurements"].items())
+        }
+        rows.append([row["case"], row["contender"], str(row["n"]), *(cells.get(name, "") for name in metrics)])
     return ["case", "contender", "n", *(header(name) for name in metrics)], rows
 
 
@@ -161,22 +156,18 @@ def header(metric: str) -> str:
     return METRICS[metric][0] if metric in METRICS else metric.replace("ratio: ", "ratio to ")
 
 
-def _cell(metric: str, median: float, values: Sequence[float], *, spread: bool) -> str:
-    show = METRICS.get(metric, METRICS["ratio"])[1]
-    return (
-        f"{show(median)} ({show(min(values))} to {show(max(values))})" if spread and len(values) > 1 else show(median)
-    )
+def _cell(metric: str, values: Sequence[float], *, spread: bool) -> str:
+    show, several = METRICS.get(metric, METRICS["ratio"])[1], spread and len(values) > 1
+    return show(statistics.median(values)) + (f" ({show(min(values))} to {show(max(values))})" if several else "")
 
 
 def _brief(measurements: Measurements) -> str:
-    return ", ".join(
-        f"{header(name)} {_cell(name, statistics.median(values), values, spread=False)}"
-        for name, values in measurements.items()
-    )
+    return ", ".join(f"{header(name)} {_cell(name, values, spread=False)}" for name, values in measurements.items())
 
 
 def _plain(value: Any) -> Any:
-    return value if isinstance(value, (str, int, float, bool, type(None), list)) else str(value)
+    """An argument as JSON has it; of a path its name, for where it lay matters to nobody."""
+    return value.name if isinstance(value, Path) else value
 
 
 # The command line

@@ -38,9 +38,12 @@ FACTORS: dict[str, list[str]] = {
     "train.precision": ["bf16", "bf16_activations"],
 }  # fmt: skip
 """Every arm is compiled for itself."""
+TINY_FACTORS = {"model.norm": FACTORS["model.norm"]}
 ALONE = "norm=rmsnorm"
 EVALUATION = {"evaluation.tokens": 2**18, "evaluation.points": 2}
 PRIMING_TOKENS = 500_000
+UNSET = "MLFLOW_TRACKING_URI MLFLOW_EXPERIMENT_NAME RAY_ADDRESS TORCHINDUCTOR_CACHE_DIR TRITON_CACHE_DIR".split()
+"""What the user may have set and would lead the run elsewhere."""
 GRACE = 30.0
 """Seconds that an interrupted run has for its end."""
 
@@ -61,13 +64,14 @@ class Run:
 
 def suite_text(options: Any) -> str:
     """The suite, as JSON, which is YAML too."""
+    factors = TINY_FACTORS if options.tiny else FACTORS
     base: dict[str, Any] = {"scale": "10m", "train.tokens": options.tokens, **EVALUATION}
     base["data.source"] = {"files": {"paths": str(options.data.absolute())}} if options.data else "synthetic"
     if options.tiny:
         base |= {"scale": "nano", "data.tokenizer": "bytes", "data.seq_len": 32, "evaluation.tokens": 256}
     return json.dumps({
-        "name": SUITE, "description": "A benchmark of the run itself.", "base": base, "factors": FACTORS, "design": "full",
-        "baseline": {field: levels[0] for field, levels in FACTORS.items()}, "match": "none", "seeds": options.seeds,
+        "name": SUITE, "description": "A benchmark of the run itself.", "base": base, "factors": factors, "design": "full",
+        "baseline": {field: levels[0] for field, levels in factors.items()}, "match": "none", "seeds": options.seeds,
     })  # fmt: skip
 
 
@@ -76,14 +80,8 @@ def run(home: Path, options: Any, *arguments: str, limit: float) -> Run:
     home.mkdir(parents=True, exist_ok=True)
     suite = home / f"{SUITE}.yaml"
     suite.write_text(suite_text(options), encoding="utf-8")
-    ours = (
-        "MLFLOW_TRACKING_URI",
-        "MLFLOW_EXPERIMENT_NAME",
-        "RAY_ADDRESS",
-        "TORCHINDUCTOR_CACHE_DIR",
-        "TRITON_CACHE_DIR",
-    )
-    environment = {name: value for name, value in os.environ.items() if name not in ours} | {"ABLATE_HOME": str(home)}
+    environment = {name: value for name, value in os.environ.items() if name not in UNSET}
+    environment["ABLATE_HOME"] = str(home)
     sets = [word for setting in options.set for word in ("--set", setting)]
     command = [sys.executable, "-m", "ablate", "run", str(suite), *sets, *arguments]
     with (home / "run.log").open("w", encoding="utf-8") as log:
@@ -120,7 +118,6 @@ def report(results: bench.Results, case: str, made: Run, picture: Path | None = 
     """The rows of a whole suite: `share` is of the wall time, in which somebody trained."""
     records = finished(made.records)
     if not records:
-        results.skip(case, "ablate run", f"exit code {made.code}, no trial finished")
         return
     tokens = sum(r.metrics["tokens"] for r in records)
     steady = tokens / sum(r.metrics["tokens"] / r.metrics["tokens_per_second"] for r in records)
@@ -195,34 +192,25 @@ def main() -> int:
         home, warm_from = options.home or folder / "home", options.warm_from
         if options.prime:
             warm_from = folder / "prime"
-            primed = run(
-                warm_from,
-                options,
-                "--set",
-                f"train.tokens={min(PRIMING_TOKENS, options.tokens)}",
-                "--seeds",
-                "1",
-                limit=results.left,
-            )
+            shorter = ["--set", f"train.tokens={min(PRIMING_TOKENS, options.tokens)}", "--seeds", "1"]
+            primed = run(warm_from, options, *shorter, limit=results.left)
             print(f"primed in {primed.wall:.0f} s, exit code {primed.code}", file=sys.stderr)
         if warm_from is not None:
             take_over(warm_from, home)
-        case = f"{2 ** len(FACTORS)} arms x {options.seeds} seeds, {'warm' if warm_from else 'cold'} cache"
+        arms = 2 ** len(TINY_FACTORS if options.tiny else FACTORS)
+        case = f"{arms} arms x {options.seeds} seeds, {'warm' if warm_from else 'cold'} cache"
         workers = ["--workers", str(options.workers)] if options.workers else []
         made = run(home, options, *workers, limit=results.left)
         report(results, case, made, options.picture)
+        if made.code:
+            done = len(finished(made.records))
+            results.skip(
+                case, f"{arms * options.seeds - done} trials", f"exit code {made.code} after {made.wall:.0f} s"
+            )
         if options.alone and results.affords(0 if options.tiny else 40, case, "alone"):
             take_over(home, folder / "alone")
-            shorter = [
-                "--set",
-                f"train.tokens={options.tokens / 2:.0f}",
-                "--only",
-                ALONE,
-                "--seeds",
-                "1",
-                "--workers",
-                "1",
-            ]
+            half = f"train.tokens={options.tokens / 2:.0f}"
+            shorter = ["--set", half, "--only", ALONE, "--seeds", "1", "--workers", "1"]
             single = run(folder / "alone", options, *shorter, limit=results.left)
             report_alone(results, case, made, single)
     finally:
