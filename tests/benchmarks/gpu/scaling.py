@@ -1,7 +1,7 @@
 """Our step at every scale from 1m to 1b, and against the micro-batch at two of them: tokens/s, MFU, peak memory.
 
 The presets, with an optimizer step capped at two micro-batches so that it is short: tokens/s counts one update for every two
-micro-batches, where the presets of 124m and more have 8 to 64 of them.
+micro-batches, where the presets of 124m and more have 4 to 64 of them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ WARM, TIMED = 2, 5
 ACCUMULATION = 2
 FORECAST = {"1m": 15, "10m": 20, "30m": 25, "124m": 35, "350m": 60, "1b": 75}
 """Seconds that a scale may take, most of them compiling; one is not begun with less left."""
-MICRO_BATCHES = {"10m": (8, 128), "124m": (8, 64)}
+MICRO_BATCHES = {"10m": (8, 128), "124m": (8, 32)}
 """Beside the preset's."""
 
 
@@ -25,9 +25,6 @@ def main() -> int:
     parser = bench.parser(__doc__ or "", budget=300)
     parser.add_argument("--scales", nargs="+", default=["10m", "124m", "1m", "30m", "350m", "1b"], choices=SCALES)
     parser.add_argument("--precision", default="bf16")
-    parser.add_argument(
-        "--loss-chunks", type=int, default=8, help="of the scales from 124m up, whose vocabulary is large"
-    )
     options = parser.parse_args()
     sizes: dict[str, Any] = {}
     micro_batches, forecast = MICRO_BATCHES, FORECAST
@@ -37,15 +34,12 @@ def main() -> int:
     results = bench.Results("scaling", (__doc__ or "").partition("\n")[0], options)
 
     def measured(scale: str, micro: int) -> None:
-        case, chunks = (
-            f"{scale}, micro-batch {micro}",
-            options.loss_chunks if SCALES[scale]["model"]["tie_embeddings"] else 1,
-        )
+        case = f"{scale}, micro-batch {micro}"
         if results.affords(forecast[scale], case, "ablate"):
             with results.guard(case, "ablate"):
                 recipe = bench.recipe(
                     scale, batch__sequences=ACCUMULATION * micro, batch__micro_sequences=micro,
-                    train__precision=options.precision, train__loss_chunks=chunks, **sizes,
+                    train__precision=options.precision, **sizes,
                 )  # fmt: skip
                 found, facts = bench.one_step(recipe, options.device, warm=WARM, timed=TIMED)
                 results.add(case, "ablate", found, **facts, scale=scale)
