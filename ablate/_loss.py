@@ -28,7 +28,9 @@ FP16_SHRINK = 2.0**-5
 
 def bounded(products: Tensor, scale: float, cap: float | None) -> Tensor:
     """Logits of h W^T, in fp32 or more: cap tanh(scale h W^T / cap)."""
-    logits = _wide(products) * scale
+    logits = _wide(products)
+    if scale != 1.0:  # the compiler takes a product before a softmax for a reason to look for infinities
+        logits = logits * scale
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
