@@ -22,8 +22,11 @@ class Captured:
     ) -> None:
         self.argument = argument.clone()
         self._graph = torch.cuda.CUDAGraph()
+        # workspace that is made during capture is the graph's own; what it found, somebody else might free
+        torch._C._cuda_clearCublasWorkspaces()
         with torch.cuda.graph(self._graph, stream=stream, pool=pool):
             self._result = function(self.argument)
+        torch._C._cuda_clearCublasWorkspaces()
         self.pool = self._graph.pool()
 
     def __call__(self, argument: Tensor) -> Any:

@@ -9,6 +9,7 @@ import torch
 from attending import HEADS, SCORES, SEPARATOR, attention_of, forms, random_tokens, tiny_with
 from tiny import ArrayCorpus, tiny
 
+from ablate.recipe import Recipe
 from ablate.step import Step
 from ablate.train import Kept, train
 from ablate.variants._attend import seen_blocks
@@ -91,6 +92,35 @@ def test_a_captured_step_serves_another_trial_as_a_new_one_would(changes: dict[s
     fresh = train(second, corpus=ArrayCorpus(), device="cuda")
     assert reused.curves == fresh.curves
     assert reused.metrics["peak_memory_gib"] == pytest.approx(fresh.metrics["peak_memory_gib"], rel=0.01)
+
+
+def test_two_captured_steps_do_not_disturb_one_another():
+    """Bitwise, in the deterministic mode: one that is alive while another is prepared and used learns as it does alone."""
+    recipes = [tiny(train__deterministic=True, **SIZES | {"model__dim": dim}) for dim in (128, 256)]
+    batches = [torch.randint(0, 64, (8, 65), device="cuda") for _ in range(20)]
+
+    def losses(step: Step, batches: list[torch.Tensor]) -> list[float]:
+        return [float(step(batch, 1.0)[0]) for batch in batches]
+
+    def prepared(recipe: Recipe) -> Step:
+        step = Step(recipe, "cuda")
+        step.prepare(batches[0])
+        step.begin(recipe)
+        return step
+
+    torch.use_deterministic_algorithms(True)
+    try:
+        alone = losses(prepared(recipes[0]), batches)
+        torch.compiler.reset()
+        first = prepared(recipes[0])
+        second = prepared(recipes[1])
+        found = []
+        for batch in batches:
+            found += losses(first, [batch])
+            losses(second, [batch])
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert found == alone
 
 
 def test_tokens_that_do_not_fit_arrive_as_those_that_do(monkeypatch: pytest.MonkeyPatch):

@@ -138,6 +138,7 @@ def test_measuring_leaves_the_cache_full() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.filterwarnings("ignore:TensorFloat32", "ignore:.*autograd.function.Function:DeprecationWarning")
 @pytest.mark.parametrize("choice", ["full", *CHOICES])
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_a_graph_gives_the_logits_of_the_forward_pass(attention: str, choice: str) -> None:
@@ -157,6 +158,7 @@ def test_a_graph_gives_the_logits_of_the_forward_pass(attention: str, choice: st
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.filterwarnings("ignore:TensorFloat32", "ignore:.*autograd.function.Function:DeprecationWarning")
 def test_fewer_keys_decode_faster() -> None:
     sizes: dict[str, Any] = {"model__dim": 1024, "model__n_heads": 16, "data__seq_len": 2048, "model__position": "rope"}
     few, many = (
