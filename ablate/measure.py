@@ -79,7 +79,11 @@ def estimated_memory(recipe: Recipe, parameters: int) -> float:
     results of products with `selective`, the block's input with `full`, and one block's at a time in backward. The logits three
     times; in chunks, those of one at a time, and the head's gradient. Autocast copies the weights.
     """
-    size, tokens, width = recipe.model, recipe.batch.micro_sequences * recipe.data.seq_len, product_dtype(recipe).itemsize
+    size, tokens, width = (
+        recipe.model,
+        recipe.batch.micro_sequences * recipe.data.seq_len,
+        product_dtype(recipe).itemsize,
+    )
     precision, chunks = recipe.train.precision.build(), recipe.train.loss_chunks
     kept = precision.parameters.itemsize
     stream = size.dim * (width if precision.narrow_stream else kept)
@@ -181,12 +185,14 @@ def _energy_counter(device: torch.device) -> Callable[[], int] | None:
 
 
 @functools.cache
-def matmul_flops(device: torch.device, dtype: torch.dtype, tf32: bool) -> float:
-    """FLOP/s of a large product of random matrices in this process: the best of several, which nothing that trains can beat.
+def matmul_flops(device: torch.device, dtype: torch.dtype, tf32: bool) -> float | None:
+    """FLOP/s of a large product of random matrices on a GPU, in this process: the best of several, which nothing that trains beats.
 
-    With nobody else on the device; 8192 x 8192 by 8192 x 8192 on a GPU, 1024 on a CPU. `tf32` is the setting it is called under.
+    With nobody else on the device. `tf32` is the setting that it is called under. None on a CPU, where that would take minutes.
     """
-    n = 8192 if device.type == "cuda" else 1024
+    if device.type != "cuda":
+        return None
+    n = 8192
     x, y = torch.randn((2, n, n), device=device, dtype=dtype)
     clock = StepClock(device)
     for _ in range(3):

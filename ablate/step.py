@@ -271,10 +271,8 @@ class Step:
             self._losses = functools.partial(torch.compile(_of_model, dynamic=False), self.model)
         try:
             self._warm_up(windows, stream)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:
-            if self.mode == "eager":
+            if self.mode == "eager" or _out_of_memory(error):
                 raise
             warnings.warn(f"torch.compile failed, running eager: {error}", RuntimeWarning, stacklevel=2)
             self.mode, self._losses = "eager", functools.partial(_of_model, self.model)
@@ -283,9 +281,9 @@ class Step:
         if stream is not None and self.mode == "compiled" and self.recipe.capturable:
             try:
                 self._capture(windows, stream)
-            except torch.OutOfMemoryError:
-                raise
             except Exception as error:
+                if _out_of_memory(error):
+                    raise
                 warnings.warn(f"the step was not captured in a graph: {error}", RuntimeWarning, stacklevel=2)
                 self._step = self._evaluation = None
                 self.optimizer.zero_grad(set_to_none=True)
@@ -339,6 +337,11 @@ class Step:
 
 def _of_model(model: Decoder, windows: Tensor, blocks: BlockMask | None) -> tuple[Tensor, Tensor]:
     return model.losses(windows.long(), blocks)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Also where the driver says so, and not the allocator."""
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error)
 
 
 def _put(own: dict[str, Any], values: dict[str, Any]) -> None:

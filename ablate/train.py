@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import time
@@ -84,7 +85,8 @@ def train(
             if checkpoint is not None and checkpoint.path.exists():
                 run.load(checkpoint.path)
             with exclusive or nullcontext():
-                return run.finish(run.loop(on_step, checkpoint))
+                diverged_at = run.loop(on_step, checkpoint)
+            return run.finish(diverged_at)
     except BaseException:
         kept.clear()
         raise
@@ -109,6 +111,9 @@ class Kept:
         step, self._step = self._step, None
         if step is None or (step.device, step.recipe.shape()) != (device, recipe.shape()):
             step = None  # its memory is needed
+            gc.collect()
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
             # the compiler counts recompilations per function, not per model, and after eight of them silently runs eager
             torch.compiler.reset()
             step = Step(recipe, device)
@@ -149,7 +154,7 @@ class _Run:
         self.val_se = math.nan
         self.resumed = 0
         self.earlier_seconds = 0.0
-        self.ceiling = math.nan
+        self.ceiling: float | None = None
         self.energy: float | None = None
 
     def loop(self, on_step: OnStep | None, checkpoint: Checkpoint | None) -> int | None:

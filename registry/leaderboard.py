@@ -34,6 +34,10 @@ _BOARD = """
     SELECT trials.* REPLACE (designs.suite AS suite, designs.scale AS scale), designs.kind, designs.cell, designs.levels
     FROM designs JOIN trials USING (trial_id)
     WHERE designs.latest AND (trials.counts OR trials.purpose = 'speed' AND trials.status = 'finished')
+    QUALIFY trials.counts OR row_number() OVER (
+        PARTITION BY design_id, trial_id, environment_id, trials.purpose
+        ORDER BY exclusive DESC, trials.suite = designs.suite DESC, finished_at DESC, record_id
+    ) = 1
 """
 
 
@@ -87,7 +91,7 @@ class Leaderboard:
         Columns: `rank`; `suite` and `scale`; `cell`, its name; a column per factor; `n` finished seeds; the mean of
         each metric, for val_loss and the metric sorted by with `<metric>_sd` over seeds and `<metric>_sem`, the standard error of the
         mean; `failed`, the other outcomes; and what identifies the row. Speed and memory come from records that had
-        the device to themselves (those of the pass for speed, where there was one). Where there are none, they come from
+        the device to themselves (those of the newest pass for speed of the suite, where there was one). Where there are none, they come from
         the others, `exclusive` is false, and the row has no rank by them.
         `frame.attrs["notes"]` lists what a reader must know, `named` the columns that name a cell to a reader. Raises like `trials`.
         """
