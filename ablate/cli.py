@@ -447,7 +447,7 @@ def speed(
     from registry import Spool, Store
     from registry.home import home
 
-    design = _design(suite, scale, settings, 1, None)
+    design = _design(suite, scale, settings, None, None)
     chosen = {cell.label for cell in _design(suite, scale, settings, 1, only).cells}
     corpora = {canonical_json(trial.recipe.to_dict()["data"]): trial.recipe.data for trial in design.trials}
     for corpus in corpora.values():
@@ -458,7 +458,7 @@ def speed(
     store, spool = Store.open(home()), Spool(home())
     known = {trial["trial_id"] for declared in store.designs() for trial in declared.trials}
     if not known.issuperset(row.trial_id for row in made.rows):
-        store.declare(make_plan(_design(suite, scale, settings, None, None), home=home()).design_record())
+        store.declare(made.design_record())
     records = []
     try:
         for record in measured.records():

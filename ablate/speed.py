@@ -61,9 +61,9 @@ class Served:
 
 
 class Pass:
-    """Measures the cells of a plan with one trial each, the baseline first.
+    """Measures the baseline of a plan, then the cells with a label in `chosen`, by their trials of the first seed.
 
-    Of the others only those with a label in `chosen`, if that is given. `say` is told how far it is.
+    `say` is told how far it is.
 
     Raises:
         UserError: a context that is longer than what some cell is trained on.
@@ -74,7 +74,7 @@ class Pass:
         made: Plan,
         home: Path,
         options: Options,
-        chosen: Collection[str] | None = None,
+        chosen: Collection[str],
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.home, self.options, self.say = home, options, say
@@ -84,11 +84,8 @@ class Pass:
         suite, shortest = made.design.suite, min(row.trial.recipe.data.seq_len for row in made.rows)
         if options.context is not None and options.context > shortest:
             raise UserError(f"--context {options.context} is longer than the {shortest} tokens of a training sequence")
-        wanted = [
-            row
-            for row in made.rows
-            if row.trial.levels == suite.baseline or chosen is None or row.trial.label in chosen
-        ]
+        first = [row for row in made.rows if row.trial.seed == made.design.seeds[0]]
+        wanted = [row for row in first if row.trial.levels == suite.baseline or row.trial.label in chosen]
         rows = sorted(wanted, key=lambda row: row.trial.levels != suite.baseline)
         jobs = replace(made, pending=tuple(rows)).jobs()
         self.jobs = [replace(job, purpose="speed") for job in jobs]

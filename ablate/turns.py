@@ -136,7 +136,7 @@ class Pair:
 
 
 def free() -> None:
-    """Give back the memory of what is no longer used."""
-    gc.collect()
+    """Give back the memory of a GPU that is no longer used."""
     if torch.cuda.is_available():
+        gc.collect()
         torch.cuda.empty_cache()

@@ -91,8 +91,8 @@ class Leaderboard:
         Columns: `rank`; `suite` and `scale`; `cell`, its name; a column per factor; `n` finished seeds; the mean of
         each metric, for val_loss and the metric sorted by with `<metric>_sd` over seeds and `<metric>_sem`, the standard error of the
         mean; `failed`, the other outcomes; and what identifies the row. Speed and memory come from records that had
-        the device to themselves (those of the newest pass for speed of the suite, where there was one). Where there are none, they come from
-        the others, `exclusive` is false, and the row has no rank by them.
+        the device to themselves (those of the suite's newest pass for speed, where there was one). Where there are
+        none, they come from the others, `exclusive` is false, and the row has no rank by them.
         `frame.attrs["notes"]` lists what a reader must know, `named` the columns that name a cell to a reader. Raises like `trials`.
         """
         mirror = self._mirror()
