@@ -72,7 +72,12 @@ def test_the_device_learns_what_the_cpu_learns():
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"model__dropout": 0.1, "train__precision": "fp16", "batch__micro_sequences": 4}, {"optimizer": "muon"}, SCORES[-1]],
+    [
+        {},
+        {"model__dropout": 0.1, "train__precision": "fp16", "batch__micro_sequences": 4},
+        {"optimizer": "muon"},
+        SCORES[-1],
+    ],
     ids=["plain", "dropout-fp16-accumulation", "muon", "flexattention"],
 )
 def test_a_captured_step_serves_another_trial_as_a_new_one_would(changes: dict[str, Any]):

@@ -36,7 +36,9 @@ UNCOMPILED = pytest.mark.xfail(
     strict=True,
     reason="Triton 3.6 fails on the kernel of two norms in a row; the step runs eager and says so",
 )
-CASES = {name(v): recipe_with(v, **SIZES | ({} if v.factor == "norm" else {"model__norm": "rmsnorm"})) for v in OF_A_STEP}
+CASES = {
+    name(v): recipe_with(v, **SIZES | ({} if v.factor == "norm" else {"model__norm": "rmsnorm"})) for v in OF_A_STEP
+}
 CASES |= {
     "dropout": tiny(model__dropout=0.1, **SIZES),
     "fp16 and dropout": tiny(model__dropout=0.1, train__precision="fp16", **SIZES),
@@ -70,9 +72,7 @@ def trained(step: Step, recipe: Recipe, feed: Feed, moved: bool) -> list[float]:
     return [*losses.tolist(), float(step.evaluate(feed.windows(0)).mean())]
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=UNCOMPILED if "sandwich" in case else ()) for case in CASES]
-)
+@pytest.mark.parametrize("case", [pytest.param(case, marks=UNCOMPILED if "sandwich" in case else ()) for case in CASES])
 def test_eager_compiled_and_captured_steps_are_one_training(case: str):
     recipe, corpus = CASES[case], ArrayCorpus(257)
     order = corpus.order(0, recipe.data.seq_len, STEPS * recipe.batch.sequences, None)
@@ -89,7 +89,13 @@ def test_eager_compiled_and_captured_steps_are_one_training(case: str):
     if path := os.environ.get("ABLATE_DISTANCES"):
         repeated = {mode: distance(runs[mode][0], runs[mode][1]) for mode in MODES}
         with open(path, "a", encoding="utf-8") as file:
-            line = {"case": case, "last": [runs[m][0][-1] for m in MODES], "within": within, "across": across, "repeated": repeated}
+            line = {
+                "case": case,
+                "last": [runs[m][0][-1] for m in MODES],
+                "within": within,
+                "across": across,
+                "repeated": repeated,
+            }
             file.write(json.dumps(line) + "\n")
     assert runs["graph"][0][-1] < runs["graph"][0][0] - 0.1, "nothing was learnt"
     assert max(across.values()) <= 2 * within + 1e-6
