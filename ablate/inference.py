@@ -86,7 +86,8 @@ class Inference:
 
     def _capture(self, prompts: Tensor) -> None:
         torch.compiler.reset()  # it counts recompilations per function, not per model
-        prompts = prompts.contiguous()  # as the copy that a graph reads, or it would be compiled again while it is captured
+        # as the copy that a graph reads, or it would be compiled again while it is captured
+        prompts = prompts.contiguous()
         self._blocks = self.model.seen_blocks(prompts)
         compiled = torch.compile(self._prefill_seen, dynamic=False)
         decode = torch.compile(self._decode, dynamic=False)
