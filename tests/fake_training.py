@@ -100,7 +100,7 @@ def main(home: Path, options: dict[str, Any]) -> int:
     outcome = scheduler.run(
         todo,
         home=home,
-        store=store,
+        open_store=lambda: store,
         workers_per_device=workers,
         timeout=options.get("timeout"),
         trainer="fake_training:train",
