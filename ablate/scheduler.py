@@ -358,10 +358,8 @@ class Worker(tune.Trainable):
         self.usable = True
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once a process, by deterministic trials
         if place.lease == "gpu":
-            import torch
-
-            uuid = str(torch.cuda.get_device_properties(0).uuid)
-            self.place = replace(place, lease=f"gpu-{uuid}", device_uuid=uuid)
+            uuid = environment.device_uuid(place.device)
+            self.place = replace(place, lease=uuid, device_uuid=uuid)
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
