@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -90,7 +90,7 @@ def noise_floor(
     """
     measured = metric in METRICS and METRICS[metric].kind in ("speed", "memory")
     with Sandbox(mirror) as sandbox:
-        found = sandbox.frame(
+        found: Any = sandbox.frame(
             f"""SELECT "{metric}" AS value, cell_id, seed, scale, environment_id, evaluation_fingerprint FROM trials
             WHERE counts AND status = 'finished' AND "{metric}" IS NOT NULL {"AND exclusive AND value > 0" if measured else ""}"""
         )
@@ -108,7 +108,7 @@ def noise_floor(
     return replace(best, correlation=pairing)
 
 
-def _of(rows: pd.DataFrame, metric: str, logarithm: bool, like: str) -> Noise | None:
+def _of(rows: Any, metric: str, logarithm: bool, like: str) -> Noise | None:
     place = rows["environment_id"] + " " + rows["evaluation_fingerprint"] + " "
     y = rows["value"].to_numpy(float)
     cells, blocks = ((place + rows[name].astype(str)).to_numpy(str) for name in ("cell_id", "seed"))
