@@ -77,14 +77,15 @@ def paired(differences: Array) -> Estimate:
         seeds = there.any(0)
         return Estimate(float(np.nanmean(differences[counts > 0], 1).mean()), math.nan, 0.0, int(seeds.sum()))
     there, counts = there[kept], counts[kept][:, None]
-    filled = np.where(there, differences[kept], 0.0)
+    n, filled = int(there.any(0).sum()), np.where(there, differences[kept], 0.0)
     means = filled.sum(1, keepdims=True) / counts
     weights = there / (len(counts) * counts * np.sqrt(1.0 - 1.0 / counts))
     scores = (weights * (filled - means)).sum(0)
     across = weights / np.sqrt(counts)
     omega = np.diag((weights**2).sum(0)) - across.T @ across
-    df = np.trace(omega) ** 2 / (omega**2).sum()
-    return Estimate(float(means.mean()), float(scores @ scores), float(df), int(there.any(0).sum()))
+    whole = there[:, there.any(0)].all()
+    df = n - 1.0 if whole else float(np.trace(omega) ** 2 / (omega**2).sum())
+    return Estimate(float(means.mean()), float(scores @ scores), df, n)
 
 
 def welch(first: Array, second: Array) -> Estimate:
@@ -156,10 +157,10 @@ class Model:
 
     def fit(self, y: Array) -> Fit:
         inside = self._within(y)
-        products = np.array([self.basis[runs].T @ inside[runs] for runs in self._runs])
+        products = np.array([self.basis[runs].T @ inside[runs] for runs in self._runs]).reshape(self.n_seeds, self.rank)
         gamma = products.sum(0)
         scores = (self._bend @ (products - self._leverage @ gamma)[:, :, None])[:, :, 0]
-        return Fit(self, gamma, scores, float(((y - y.mean()) ** 2).sum()), float((inside**2).sum()))
+        return Fit(self, gamma, scores, float(y.var() * len(y)) if len(y) else 0.0, float((inside**2).sum()))
 
     def df(self, directions: Array) -> Array:
         """Bell and McCaffrey's, of each of `directions` [q, rank]; 0 where one seed alone decides it."""

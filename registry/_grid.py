@@ -37,7 +37,7 @@ def confounded(design: DesignRecord) -> bool:
 
 def sum_code(levels: int) -> Array:
     """A row for each level, [levels, levels - 1]: the columns sum to zero over the levels; of two the first is +1."""
-    return np.vstack([np.eye(levels - 1), np.full(levels - 1, -1.0)])
+    return np.vstack([np.eye(levels - 1), np.full(levels - 1, -1.0)]) if levels else np.zeros((0, 0))
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,10 @@ from .sql import Sandbox, cell_label
 from .store import Store
 
 NUMBERS = (*ANALYSED, *SIZES, "train_seconds", "validation_bytes")
-_FIELDS = """trial_id, environment_id, purpose, status, cause, exclusive, record_id, evaluation_fingerprint, text_fingerprint,
-    finished_at, git_revision, git_dirty, code_fingerprint""".split(", ")
+_FIELDS = """
+    trial_id status cause exclusive record_id evaluation_fingerprint text_fingerprint finished_at
+    git_revision git_dirty code_fingerprint
+""".split()
 _RECORDS = """
     SELECT trials.* FROM (SELECT DISTINCT trial_id FROM designs WHERE design_id = '{design}') JOIN trials USING (trial_id)
     WHERE trials.counts OR trials.purpose = 'speed' AND trials.status = 'finished' AND trials.exclusive
@@ -61,9 +63,7 @@ def trials_of(
     table = pd.DataFrame([_declared(design, trial) for trial in design.trials if trial.get("stage") != "tune"])
     table["environment_id"] = chosen
     primary = records[records["purpose"] == "primary"]
-    wanted = [
-        name for name in (*_FIELDS, *NUMBERS, "curves") if name in primary and name not in ("environment_id", "purpose")
-    ]
+    wanted = [name for name in (*_FIELDS, *NUMBERS) if name in primary]
     table = table.merge(primary[wanted], on="trial_id", how="left")
     table["status"] = table["status"].fillna("missing")
     table["exclusive"] = table["exclusive"].fillna(False).astype(bool)

@@ -65,7 +65,7 @@ def pooled(metric: str, y: np.ndarray, cells: np.ndarray, seeds: np.ndarray, lik
             before, left = left, _less_means(_less_means(left, seeds), cells)
             if np.abs(left - before).max() <= 1e-12 * math.sqrt(variance):
                 break
-        correlation = min(max(1.0 - float(left @ left) / spare / variance, -1.0), 1.0)
+        correlation = min(max(1.0 - float(left @ left) / float(spare) / variance, -1.0), 1.0)
     return Noise(metric, math.sqrt(variance), correlation, int(n_cells), len(y), like)
 
 

@@ -10,7 +10,9 @@ import numpy as np
 import pandas as pd
 from registry_records import design
 
-from registry.record import DesignRecord
+from registry import mirror
+from registry.mirror import Mirror
+from registry.record import DesignRecord, TrialRecord
 
 
 def grid(*levels: int, seeds: int = 5, **fields: Any) -> DesignRecord:
@@ -61,3 +63,13 @@ def losses(
         y += interaction[levels[:, 0], levels[:, 1]]
     y += generator.normal(0.0, 1.0, (seed.max() + 1, len(effects[0])))[seed, levels[:, 0]] * within
     return y + generator.normal(0.0, noise, len(y)) * np.where(levels[:, 0] == 1, loud, 1.0)
+
+
+def mirror_of(designs: Sequence[DesignRecord], records: Sequence[TrialRecord]) -> Mirror:
+    """The mirror of a store with these, without the seconds that it takes to fill one."""
+    trials = [mirror._trial_row(record.record_id, record) for record in records]
+    return Mirror(
+        mirror._table(trials, mirror.TRIALS),
+        mirror._table([mirror._design_row(made.design_id, made) for made in designs], mirror.DESIGNS),
+        [],
+    )
