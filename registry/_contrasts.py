@@ -141,7 +141,7 @@ def _by_rounds(grid: Grid, measured: Any, place: int, cube: Array) -> dict[str, 
         weights = np.append(0.0, contrast) @ np.linalg.pinv(design)
     else:
         cells: Array = at[cube].max(2)
-        shared = (cells >= 0).all(0)
+        shared = np.asarray((cells >= 0).all(0))
         if not shared.any():
             return {"reason": "not measured in the pass for speed"}
         weights[cells[0, shared]] += 1.0 / shared.sum()
@@ -155,9 +155,9 @@ def _with_divergence(grid: Grid, cube: Array, made: Compared) -> Compared:
     shared = cube if confounded(grid.design) else np.where(((cube >= 0).any(2).all(0))[:, None], cube, -1)
     status = np.append(np.where(grid.diverged, 1.0, np.where(grid.finished, 0.0, np.nan)), np.nan)
     outcome = status[shared]
-    known: Array = np.isfinite(outcome)
-    seeds = known.any(1)
-    whole = (np.where(known, outcome, 1.0).min(1) > 0.0) & seeds
+    known = np.isfinite(outcome)
+    seeds = np.asarray(known.any(1))
+    whole = np.asarray(np.where(known, outcome, 1.0).min(1) > 0.0) & seeds
     rates = [float(outcome[arm][known[arm]].mean()) if known[arm].any() else 0.0 for arm in (0, 1)]
     counted = replace(
         made, diverged=(int(whole[0].sum()), int(whole[1].sum())), seeds=(int(seeds[0].sum()), int(seeds[1].sum())),
@@ -237,7 +237,8 @@ def _p(one: Compared) -> float:
     if not _by_divergence(one):
         return one.estimate.p()
     table = [[count, n - count] for count, n in zip(one.diverged, one.seeds, strict=True)]
-    return float(stats.fisher_exact(table)[1])
+    found: Any = stats.fisher_exact(table)
+    return float(found.pvalue)
 
 
 def _row(one: Compared, metric: str, margin: float | None, p: float, p_holm: float, family: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, replace
 from typing import Any
@@ -83,7 +84,7 @@ def noise_floor(
     cell_id: str | None = None,
 ) -> Noise | None:
     """From finished primary runs at this scale, those that are most alike: of this cell; else of cells evaluated on the same; else of
-    all at the scale. The first with `ENOUGH` degrees of freedom, or else that with the most.
+    all at the scale; never of what is known to be bad. The first with `ENOUGH` degrees of freedom, or else that with the most.
 
     Environments and what was evaluated on never mix: each cell in each of them has a mean of its own. The correlation comes from the
     first that has several cells. Speed and memory come from runs that had the device to themselves. None without repeats.
@@ -91,9 +92,10 @@ def noise_floor(
     measured = metric in METRICS and METRICS[metric].kind in ("speed", "memory")
     with Sandbox(mirror) as sandbox:
         found: Any = sandbox.frame(
-            f"""SELECT "{metric}" AS value, cell_id, seed, scale, environment_id, evaluation_fingerprint FROM trials
+            f"""SELECT "{metric}" AS value, trial_id, cell_id, seed, scale, environment_id, evaluation_fingerprint FROM trials
             WHERE counts AND status = 'finished' AND "{metric}" IS NOT NULL {"AND exclusive AND value > 0" if measured else ""}"""
         )
+    found = found[~found["trial_id"].isin(_bad(mirror))]
     found = found[(found["scale"] == scale) & (environment_id is None or found["environment_id"] == environment_id)]
     same = [("this cell", "cell_id", cell_id), ("cells evaluated on the same", "evaluation_fingerprint", evaluation_fingerprint),
             ("cells at this scale", "scale", scale)]  # fmt: skip
@@ -106,6 +108,12 @@ def noise_floor(
     best = next((noise for noise in known if noise.df >= ENOUGH), max(known, key=lambda noise: noise.df))
     pairing = next((noise.correlation for noise in known[known.index(best) :] if noise.n_cells > 1), 0.0)
     return replace(best, correlation=pairing)
+
+
+def _bad(mirror: Mirror) -> list[str]:
+    """The trials that any design has as known-bad controls."""
+    designs = (json.loads(text) for text in mirror.designs["design"].to_pylist())
+    return [trial["trial_id"] for made in designs for trial in made["trials"] if trial.get("control") == "bad"]
 
 
 def _of(rows: Any, metric: str, logarithm: bool, like: str) -> Noise | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -107,7 +108,11 @@ def test_the_noise_floor_comes_from_what_is_most_alike() -> None:
     elsewhere = [
         record(ONE, seed, loss=9.0 + seed, environment_id="other", evaluation="slice-b", curve=0) for seed in range(2)
     ]
-    mirror = mirror_of([design([ONE, OTHER], 5)], quiet + loud + elsewhere)
+    made = design([ONE, OTHER], 5)
+    wild = [record({"model.attention": "wild"}, seed, loss=9.0 * seed, curve=0) for seed in range(5)]
+    bad = [{"trial_id": r.trial_id, "cell_id": r.cell_id, "levels": {}, "seed": r.seed, "control": "bad"} for r in wild]
+    made = replace(made, trials=made.trials + bad)
+    mirror = mirror_of([made], quiet + loud + elsewhere + wild)
 
     own = noise_floor(mirror, "val_loss", scale="nano", cell_id=quiet[0].cell_id, environment_id="env-cpu")
     assert own is not None
