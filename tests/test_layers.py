@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ENGINE = """
     __main__ cli doctor timeline render __init__ display scheduler ending rows scratch mps writer speed plan worker watchdog status lease
     inference turns process train feed step graph scaling measure memory convert environment
-    design suite _labels _cells _suite_schema spec _resolve _words presets
+    design suite _cells _suite_design _checks _labels _suite_schema optimal fractional aliases spec _resolve _words presets
     model _loss data fingerprint _preparation corpus tokens
     recipe variants _yaml errors
 """.split()
