@@ -11,7 +11,9 @@ from typing import Any, Literal
 from ablate._cells import NOTHING, known_bad, recipes
 from ablate._labels import spell
 from ablate._yaml import SuiteError, read
+from ablate.aliases import Alias, aliases
 from ablate.errors import UserError, near_miss
+from ablate.fractional import Fractional
 from ablate.presets import SCALES
 from ablate.recipe import Recipe
 from ablate.suite import MAX_SEEDS, Suite
@@ -59,6 +61,18 @@ class Design:
     def seeds(self) -> tuple[int, ...]:
         """The seeds of the cells, without those of an A/A arm."""
         return tuple(dict.fromkeys(trial.seed for trial in self.trials if trial.control != "aa"))
+
+    @property
+    def labels(self) -> dict[str, list[str]]:
+        """The labels of the levels of each factor."""
+        return {factor: [level.label for level in levels] for factor, levels in self.suite.factors.items()}
+
+    def aliases(self) -> list[Alias]:
+        """What each estimate holds beside its own effect, where the design confounds them; else nothing."""
+        if self.suite.selection is None:
+            return []
+        whole = isinstance(self.suite.selection, Fractional)
+        return aliases(self.labels, [cell.levels for cell in self.cells], whole=whole)
 
 
 def expand(
