@@ -222,18 +222,30 @@ def plan(
     settings: Settings = None,
     seeds: Seeds = None,
     only: Only = None,
+    effect: Annotated[
+        float | None,
+        typer.Option(
+            "--effect", metavar="NATS", min=1e-6, help="Say how many seeds would show it, instead of the margin."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one object per trial, for programs.")] = False,
 ) -> None:
-    """Show what a run would do and cost; nothing is run."""
-    from ablate import render
+    """Show what a run would do, what it can show, and what it costs; nothing is run."""
+    from ablate import render, render_outlook
+    from ablate.outlook import outlook
     from ablate.plan import make_plan
     from registry.home import home
 
-    made = make_plan(_design(suite, scale, settings, seeds, only), home=home())
+    design = _design(suite, scale, settings, seeds, only)
+    made = make_plan(design, home=home())
+    whole = _design(suite, scale, settings, seeds, None) if only else design
+    found = outlook(whole, made, home(), effect=effect)
     if as_json:
-        print(json.dumps(render.plan_data(made), indent=2))
+        print(json.dumps(render.plan_data(made) | {"design": render_outlook.data(found, made)}, indent=2))
     else:
         render.plan(made)
+        print()
+        render_outlook.outlook(found, made)
 
 
 @app.command()
