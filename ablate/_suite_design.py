@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from ablate._checks import listed, mapping, show, whole
 from ablate._suite_schema import settable
@@ -45,7 +45,7 @@ def read_design(
         if value not in kinds:
             near = near_miss(value, kinds) if isinstance(value, str) else f"; known: {', '.join(kinds)}"
             raise document.error(("design",), f"{show(value)} is not a design{near}")
-        return value, None
+        return cast(DesignKind, value), None
     mapping(document, ("design",), value, WITH_OPTIONS)
     if len(value) != 1:
         raise document.error(("design",), f"must be one of {' and '.join(WITH_OPTIONS)}")

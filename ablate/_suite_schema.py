@@ -110,7 +110,13 @@ def _design(fields: list[str]) -> dict[str, Any]:
     product = {"type": "array", "minItems": 2, "uniqueItems": True, "items": {"enum": fields}}
     fractional = {
         "resolution": {"enum": [3, 4, 5], "description": _RESOLUTION},
-        "generators": _object(dict.fromkeys(fields, product)) | {"minProperties": 1, "description": _GENERATORS},
+        "generators": {
+            "type": "object",
+            "minProperties": 1,
+            "propertyNames": {"enum": fields},
+            "additionalProperties": product,
+        }
+        | {"description": _GENERATORS},
     }
     optimal = {
         "cells": {"type": "integer", "minimum": 1, "description": "How many cells of the grid to run."},

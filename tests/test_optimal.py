@@ -7,8 +7,8 @@ import math
 from pathlib import Path
 
 import numpy as np
-import patsy
 import pytest
+from patsy.highlevel import dmatrix
 
 from ablate import design
 from ablate.aliases import aliases, coding, estimable
@@ -24,7 +24,7 @@ def grid(*levels: int) -> tuple[dict[str, list[str]], list[dict[str, str]]]:
 def sum_coded(cells: list, formula: str) -> np.ndarray:
     """A model matrix by patsy, which codes as the analysis does."""
     data = {factor: [cell[factor] for cell in cells] for factor in cells[0]}
-    return np.asarray(patsy.dmatrix(formula, data))
+    return np.asarray(dmatrix(formula, data))
 
 
 @pytest.mark.parametrize(
@@ -79,8 +79,12 @@ def test_excluded_cells_are_not_chosen_and_the_choice_is_repeated(tmp_path: Path
     optimal._choose.cache_clear()
     assert design.expand(suite) == found
     labels = found.labels
-    shares = [size for alias in found.aliases() if len(alias.effect) == 1 for effect, size in alias.others if len(effect) == 2]
-    assert max(map(abs, shares)) == pytest.approx(quality(labels, [cell.levels for cell in found.cells]).alias, abs=1e-6)
+    shares = [
+        size for alias in found.aliases() if len(alias.effect) == 1 for effect, size in alias.others if len(effect) == 2
+    ]
+    assert max(map(abs, shares)) == pytest.approx(
+        quality(labels, [cell.levels for cell in found.cells]).alias, abs=1e-6
+    )
     assert max(map(abs, shares)) <= 0.8 + 1e-6
 
 
