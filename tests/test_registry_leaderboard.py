@@ -484,7 +484,7 @@ def test_controls_have_rows_of_their_own_and_no_rank(home: Path, kind: str) -> N
     assert list(found["n"]) == [2, 2, 2, 1]
     assert any("controls have no rank" in note for note in found.attrs["notes"])
     assert ("control" in found.attrs["named"]) == (kind != "one_at_a_time")
-    assert list(found["cell"])[2:] == ["A/A", "known-bad: lr=x10"]
+    assert found["cell"].tolist()[2:] == ["A/A", "known-bad: lr=x10"]
     baseline = {"full": "mha", "one_at_a_time": "baseline"}.get(kind, "mha")
-    assert found["cell"][0] == baseline
+    assert found["cell"].tolist()[0] == baseline
     assert set(query("SELECT DISTINCT control FROM designs")["control"]) == {"", "aa", "bad"}
