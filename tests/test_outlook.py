@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from registry_records import design as design_record
 from registry_records import empty_store, record
 from scipy import stats
 
@@ -17,7 +18,8 @@ from ablate.design import Design, expand
 from ablate.outlook import Outlook, outlook
 from ablate.plan import Plan, make_plan
 from ablate.suite import load_suite
-from registry.noise import Noise
+from registry.mirror import sync
+from registry.noise import Noise, noise_floor
 from registry.record import DesignRecord
 
 TEXT = """\
@@ -128,6 +130,19 @@ def test_noise_is_that_of_the_registry(planned, home) -> None:
     assert found.effect == 0.1 and found.prospects[0].seeds is not None
     elsewhere = replace(made, environment_id="another")
     assert outlook(design, elsewhere, home).noise == found.noise, "of another environment where this one has none"
+
+
+def test_what_is_known_to_be_bad_is_no_noise(home: Path) -> None:
+    store, bad = empty_store(home), {"model.attention": "mqa"}
+    plan = design_record([{"model.attention": "mha"}, bad], seeds=3)
+    trials = [one | ({"control": "bad", "levels": {}} if one["levels"] == bad else {}) for one in plan.trials]
+    store.write_design(design_record([{"model.attention": "mha"}, bad], seeds=3, trials=trials))
+    for seed in range(3):
+        store.write_trial(record(seed=seed, loss=3 + seed / 10))
+        store.write_trial(record(bad, seed, loss=10.0 ** (5 * seed)))
+    found = noise_floor(sync(store), "val_loss", scale="nano")
+    assert found is not None
+    assert (found.sd, found.n_runs) == (pytest.approx(0.1), 3)
 
 
 def test_time_is_that_of_the_shape_where_it_was_measured(planned, home, capsys) -> None:
