@@ -155,7 +155,7 @@ def _with_divergence(grid: Grid, cube: Array, made: Compared) -> Compared:
     shared = cube if confounded(grid.design) else np.where(((cube >= 0).any(2).all(0))[:, None], cube, -1)
     status = np.append(np.where(grid.diverged, 1.0, np.where(grid.finished, 0.0, np.nan)), np.nan)
     outcome = status[shared]
-    known = np.isfinite(outcome)
+    known = np.asarray(np.isfinite(outcome))
     seeds = np.asarray(known.any(1))
     whole = np.asarray(np.where(known, outcome, 1.0).min(1) > 0.0) & seeds
     rates = [float(outcome[arm][known[arm]].mean()) if known[arm].any() else 0.0 for arm in (0, 1)]
