@@ -1,0 +1,202 @@
+"""Pictures of a report: Vega-Lite specifications, and the SVG that vl-convert makes of them, offline.
+
+Colours are Okabe and Ito's, which the colour-blind can tell apart, and never alone: shapes or dashes say the same. Whoever shows
+the SVG may restyle `INK`, `FAINT`, `GRID` and the colours by their values (the page does, in the dark).
+"""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from typing import Any
+
+Spec = dict[str, Any]
+Data = Sequence[dict[str, Any]]
+
+WIDTH = 440
+"""Pixels that a plot is drawn for, labels included: two stand side by side on a screen, one fills a phone."""
+INK, FAINT, GRID, PAPER = "#1f2328", "#6e7681", "#d1d9e0", "#fdfdfd"
+BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY = "#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7", "#56b4e9"
+SERIES = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
+SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
+DASHES = ((1, 0), (6, 3), (2, 2), (8, 3, 2, 3), (4, 4), (10, 4))
+MOST = len(SERIES)
+"""Series that can be told apart in one plot."""
+VERDICTS = {
+    "better": (GREEN, "triangle-up"),
+    "worse": (VERMILLION, "triangle-down"),
+    "equivalent": (BLUE, "square"),
+    "inconclusive": (FAINT, "circle"),
+}
+_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+_CONFIG: Spec = {
+    "background": None,
+    "font": "Helvetica, Arial, sans-serif",
+    "view": {"stroke": None},
+    "axis": {
+        "labelColor": INK, "titleColor": INK, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal",
+        "gridColor": GRID, "domainColor": FAINT, "tickColor": FAINT, "labelLimit": 170, "titlePadding": 8,
+    },
+    "axisY": {"titleAnchor": "end", "titleAngle": 0, "titleAlign": "left", "titleBaseline": "bottom", "titleX": 0, "titleY": -10},
+    "legend": {
+        "labelColor": INK, "titleColor": INK, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal",
+        "orient": "bottom", "columns": 2, "labelLimit": 170, "symbolSize": 70, "symbolStrokeWidth": 2,
+    },
+    "scale": {"zero": False},
+}  # fmt: skip
+
+
+def svg(spec: Spec, title: str) -> str:
+    """The picture as an SVG element for an HTML page, `title` read out by screen readers; each mark tells its values
+    when pointed at. Raises `ValueError` for a specification that Vega-Lite cannot draw."""
+    import vl_convert
+
+    return _for_page(vl_convert.vegalite_to_svg(spec), title)
+
+
+_SVG = "http://www.w3.org/2000/svg"
+_DROPPED = ("aria-roledescription", "pointer-events", "role", "class", "font-family", "aria-hidden")
+
+
+def _for_page(text: str, title: str) -> str:
+    """No fixed size, ids of its own (a page holds many), and each mark's description as a tooltip."""
+    ET.register_namespace("", _SVG)
+    root = ET.fromstring(text)
+    own = re.sub(r"\W+", "-", title).lower()[:40]
+    for parent in root.iter():
+        for child in list(parent):
+            empty = child.get("display") == "none" or (child.tag == f"{{{_SVG}}}path" and not child.get("d", "").strip("M0,hvZ"))
+            if empty and not len(child):
+                parent.remove(child)
+    for element in root.iter():
+        mark = element.get("role") == "graphics-symbol" and element.get("aria-roledescription") != "axis"
+        told = element.attrib.pop("aria-label", "")
+        kept = {"class": "mark"} if mark and not len(element) else {}
+        for name in _DROPPED:
+            element.attrib.pop(name, None)
+        element.attrib.update(kept)
+        if kept and told:
+            ET.SubElement(element, f"{{{_SVG}}}title").text = told
+        for name, value in list(element.attrib.items()):
+            if name == "id":
+                element.set(name, f"{own}-{value}")
+            elif "url(#" in value:
+                element.set(name, value.replace("url(#", f"url(#{own}-"))
+    for name in ("width", "height", "version"):
+        root.attrib.pop(name, None)
+    root.attrib |= {"class": "plot", "role": "img", "aria-label": title, "font-family": _FONT}
+    return ET.tostring(root, encoding="unicode")
+
+
+def forest(rows: Data, axis: str, *, margin: float | None = None) -> Spec:
+    """Effects with their intervals against no effect.
+
+    Args:
+        rows: `label`, `estimate`, `low`, `high` (None where there is no interval), `verdict` ("" for none), `told`.
+        axis: what the effects are, with the unit.
+        margin: what counts as equal, in the same unit; drawn as a band.
+    """
+    y = {"field": "label", "type": "nominal", "sort": None, "title": None, "axis": {"grid": False, "ticks": False, "domain": False}}
+    x = {"type": "quantitative", "title": axis, "scale": {"zero": True, "nice": False, "padding": 12}, "axis": {"tickCount": 5}}
+    verdict = {"field": "verdict", "type": "nominal", "legend": None}
+    colour = verdict | {"scale": {"domain": [*VERDICTS, ""], "range": [*(c for c, _ in VERDICTS.values()), BLUE]}}
+    shape = verdict | {"scale": {"domain": [*VERDICTS, ""], "range": [*(s for _, s in VERDICTS.values()), "circle"]}}
+    layers: list[Spec] = []
+    if margin:
+        band = {"mark": {"type": "rect", "color": GRID, "opacity": 0.55, "aria": False}, "data": {"values": [{"from": -margin, "to": margin}]}}
+        layers.append(band | {"encoding": {"x": {"field": "from", "type": "quantitative"}, "x2": {"field": "to"}}})
+    layers += [
+        {"mark": {"type": "rule", "color": FAINT, "aria": False}, "encoding": {"x": {"datum": 0}}},
+        {"mark": {"type": "rule", "strokeWidth": 2.5, "strokeCap": "round", "aria": False}, "transform": [{"filter": "datum.low != null"}],
+         "encoding": {"y": y, "x": x | {"field": "low"}, "x2": {"field": "high"}, "color": colour}},
+        {"mark": {"type": "point", "filled": True, "size": 95, "opacity": 1, "stroke": PAPER, "strokeWidth": 1},
+         "encoding": {"y": y, "x": x | {"field": "estimate"}, "color": colour, "shape": shape, "description": {"field": "told"}}},
+    ]  # fmt: skip
+    return _view(rows, layers) | {"height": {"step": 26}}
+
+
+def lines(rows: Data, x: str, y: str, series: str, *, names: Sequence[str], ordinal: bool = False, log: bool = False,
+          band: bool = False, top: float | None = None) -> Spec:  # fmt: skip
+    """Lines over `x`, one for each of the `names` (`MOST` at most).
+
+    Args:
+        rows: `x`, `y`, `series`, `told`; with `band` also `low` and `high`; `mark` false where a point has no symbol of its own, and
+            "ring" or "chosen" for the hollow and the large one.
+        x, y, series: titles of the axes, with units, and of the legend.
+        ordinal: whether `x` holds labels, in order.
+        log: whether the axis of `x` is logarithmic.
+        top: the highest `y` that is drawn.
+    """
+    scale = {"domain": list(names), "range": list(SERIES[: len(names)])}
+    key = {"field": "series", "type": "nominal", "sort": list(names), "title": series}
+    across: Spec = {"field": "x", "title": x, "axis": {"grid": False, "tickCount": 6, "labelOverlap": True}}
+    if ordinal:
+        across |= {"type": "ordinal", "sort": None, "axis": {"grid": False, "labelAngle": 0, "labelLimit": 90, "ticks": False}}
+        across["scale"] = {"padding": 0.3}
+    else:
+        across |= {"type": "quantitative", "scale": {"type": "log"} if log else {"zero": False, "nice": False}}
+        across["axis"] = across["axis"] | {"format": "~s" if max((row["x"] for row in rows), default=0) >= 1e4 else "~g"}
+    limits: Spec = {"zero": False} if top is None else {"zero": False, "domainMax": top, "clamp": False}
+    up: Spec = {"field": "y", "type": "quantitative", "title": y, "scale": limits, "axis": {"tickCount": 6}}
+    colour = key | {"scale": scale}
+    both: Spec = {"x": across, "color": colour}
+    layers: list[Spec] = []
+    if band:
+        layers.append({
+            "mark": {"type": "area", "opacity": 0.18, "clip": True, "aria": False},
+            "encoding": both | {"y": up | {"field": "low"}, "y2": {"field": "high"}, "color": colour | {"legend": None}},
+        })  # fmt: skip
+    dashes = {"domain": list(names), "range": [list(dash) for dash in DASHES[: len(names)]]}
+    layers.append({
+        "mark": {"type": "line", "strokeWidth": 2, "clip": True, "aria": False},
+        "encoding": both | {"y": up, "strokeDash": key | {"scale": dashes}},
+    })  # fmt: skip
+    shapes = {"domain": list(names), "range": list(SHAPES[: len(names)])}
+    layers.append({
+        "mark": {"type": "point", "filled": True, "opacity": 1, "clip": True},
+        "transform": [{"filter": "datum.mark !== false"}],
+        "encoding": both | {
+            "y": up, "shape": key | {"scale": shapes}, "description": {"field": "told"},
+            "size": {"condition": {"test": "datum.mark === 'chosen'", "value": 190}, "value": 60},
+            "fillOpacity": {"condition": {"test": "datum.mark === 'ring'", "value": 0}, "value": 1},
+        },
+    })  # fmt: skip
+    return _view(rows, layers) | {"height": 270}
+
+
+def tradeoff(rows: Data, x: str, y: str, size: str) -> Spec:
+    """Cells by speed and loss, by memory too where it is known; those that none beats in everything are joined.
+
+    Args:
+        rows: `x`, `y`, `low`, `high`, `size` (None: not known), `pareto`, `label` ("" for none), `told`.
+        x, y, size: titles with units.
+    """
+    across: Spec = {"field": "x", "type": "quantitative", "title": x, "scale": {"zero": False, "padding": 25}, "axis": {"format": "~s", "tickCount": 6}}
+    up: Spec = {"field": "y", "type": "quantitative", "title": y, "scale": {"zero": False, "padding": 15}, "axis": {"tickCount": 6}}
+    kind: Spec = {"field": "front", "type": "nominal", "title": None}
+    front = ["on the front", "beaten by another"]
+    colour = kind | {"scale": {"domain": front, "range": [BLUE, FAINT]}}
+    shape = kind | {"scale": {"domain": front, "range": ["diamond", "circle"]}}
+    sizes: Spec = {"value": 90}
+    if any(row["size"] is not None for row in rows):
+        legend = {"orient": "bottom", "format": "~g", "values": None, "tickCount": 3, "symbolFillColor": FAINT}
+        sizes = {"field": "size", "type": "quantitative", "title": size, "scale": {"range": [50, 420], "zero": False}, "legend": legend}
+    shown = [row | {"front": front[0] if row["pareto"] else front[1]} for row in rows]
+    on_front = {"filter": "datum.pareto"}
+    layers: list[Spec] = [
+        {"mark": {"type": "line", "color": BLUE, "interpolate": "step-after", "strokeDash": [4, 3], "aria": False}, "transform": [on_front],
+         "encoding": {"x": across, "y": up, "order": {"field": "x"}}},
+        {"mark": {"type": "rule", "aria": False, "opacity": 0.6}, "transform": [{"filter": "datum.low != null"}],
+         "encoding": {"x": across, "y": up | {"field": "low"}, "y2": {"field": "high"}, "color": colour}},
+        {"mark": {"type": "point", "filled": True, "opacity": 0.9, "stroke": PAPER, "strokeWidth": 1},
+         "encoding": {"x": across, "y": up, "color": colour, "shape": shape, "size": sizes, "description": {"field": "told"}}},
+        {"mark": {"type": "text", "align": "center", "dy": -16, "color": INK, "limit": 150, "aria": False}, "transform": [{"filter": "datum.label !== ''"}],
+         "encoding": {"x": across, "y": up, "text": {"field": "label"}}},
+    ]  # fmt: skip
+    return _view(shown, layers) | {"height": 300}
+
+
+def _view(rows: Data, layers: list[Spec]) -> Spec:
+    fit = {"type": "fit-x", "contains": "padding"}
+    return {"data": {"values": list(rows)}, "layer": layers, "width": WIDTH, "autosize": fit, "config": _CONFIG, "padding": 4}
