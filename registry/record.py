@@ -17,6 +17,8 @@ Status = Literal["finished", "diverged", "out_of_memory", "timeout", "crashed", 
 Purpose = Literal["primary", "verify", "speed", "check"]
 STATUSES: tuple[str, ...] = get_args(Status)
 PURPOSES: tuple[str, ...] = get_args(Purpose)
+CONTROLS = ("aa", "bad")
+"""What a trial of a design may be beside an ordinary one: the baseline again on other seeds, or the known-bad."""
 RETRYABLE = ("out_of_memory", "timeout", "crashed", "killed")
 """Failures that `--retry-failed` tries again; `finished` and `diverged` are final."""
 
@@ -241,7 +243,14 @@ class DesignRecord(_Json):
     """A suite as it was declared and expanded: enough to analyse its trials without the suite file.
 
     `factors` maps a factor to its level labels in order; `baseline` maps each factor to one of them; each of `trials` is
-    `{"trial_id", "cell_id", "levels": {factor: label}, "seed"}`.
+    `{"trial_id", "cell_id", "levels": {factor: label}, "seed"}`. What is no ordinary trial says so: `"control": "aa"` the baseline
+    again on seeds of its own, `"control": "bad"` with a `"label"` and without levels the known-bad, `"stage": "tune"` a trial of a search.
+
+    `cells_stood_for` counts the cells of the full grid. `aliases` says of a design that confounds what the estimate of each effect holds
+    beside it: `{"effect": [factors], "aliases": [{"effect": [factors], "coefficient"}]}`, an effect being the factors that interact,
+    none for the mean, coded to sum to zero over the levels of a factor (of two, the first is +1). `tuning` maps the label of a cell to
+    `{"field", "values", "chosen", "bracketed", "seeds"}`; `drift` maps it to how far, as a share, it is from the baseline in `tokens`,
+    `parameters` and so on.
     """
 
     design_id: str
@@ -257,6 +266,10 @@ class DesignRecord(_Json):
     contrasts: list[dict[str, Any]] = field(default_factory=list)
     trials: list[dict[str, Any]]
     suite_text: str = ""
+    cells_stood_for: int = 0
+    aliases: list[dict[str, Any]] = field(default_factory=list)
+    tuning: dict[str, dict[str, Any]] = field(default_factory=dict)
+    drift: dict[str, dict[str, float]] = field(default_factory=dict)
     created_at: str
     schema_version: int = SCHEMA_VERSION
 
@@ -274,6 +287,9 @@ class DesignRecord(_Json):
         for trial in self.trials:
             good = isinstance(trial, dict) and {"trial_id", "cell_id", "levels", "seed"} <= set(trial)
             _check(good, f"trials: {trial!r} lacks trial_id, cell_id, levels or seed")
+            control, stage = trial.get("control"), trial.get("stage")
+            _check(control in (None, *CONTROLS), f"trials: control {control!r} is not one of {', '.join(CONTROLS)}")
+            _check(stage in (None, "tune"), f"trials: stage {stage!r} is not tune")
 
     def says_the_same(self, other: DesignRecord) -> bool:
         """Whether the two differ in nothing but when they were recorded."""
