@@ -15,6 +15,7 @@ _LATEX = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     "·": r"\textperiodcentered{}",
+    "•": r"\textbullet{}",
     "…": r"\ldots{}",
     "–": "--",
     "—": "---",
@@ -22,7 +23,7 @@ _LATEX = {
     **{sign: rf"\ensuremath{{{name}}}" for sign, name in {
         "−": "-", "±": r"\pm", "×": r"\times", "≤": r"\le", "≥": r"\ge", "≈": r"\approx", "→": r"\to", "²": "^2",
         "α": r"\alpha", "β": r"\beta", "η": r"\eta", "μ": r"\mu", "σ": r"\sigma", "Δ": r"\Delta", "∞": r"\infty",
-        "▲": r"\blacktriangle", "▼": r"\blacktriangledown", "■": r"\blacksquare", "○": r"\circ",
+        "▲": r"\blacktriangle", "▼": r"\blacktriangledown", "■": r"\blacksquare", "○": r"\circ", "◆": r"\blacklozenge",
     }.items()},
 }  # fmt: skip
 _MARKDOWN = {"&": "&amp;", "<": "&lt;", ">": "&gt;", **{sign: f"\\{sign}" for sign in "\\`*|$~"}}

@@ -91,9 +91,9 @@ def number(value: Any, digits: int = 3) -> str:
         return ""
     if float(value).is_integer() and abs(value) < 1e15:
         return f"{int(value):,}".replace("-", "−")
-    places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-    text = f"{value:,.{places}f}" if 1e-4 <= abs(value) < 1e15 else f"{value:.{digits - 1}e}"
-    return text.replace("-", "−")
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    text = f"{value:,.{decimals}f}" if 1e-4 <= abs(value) < 1e15 else f"{value:.{digits}g}"
+    return (text.rstrip("0").rstrip(".") if decimals and "e" not in text else text).replace("-", "−")
 
 
 def p_value(p: float) -> str:
@@ -122,16 +122,16 @@ def effect_unit(row: Row) -> str:
 
 
 def places(row: Row) -> int:
-    """Decimals that the width of the interval is worth, of the estimate where there is no interval."""
-    estimate, low, high = effect(row)
-    half = (high - low) / 2
-    per_cent = row["scale"] == "ratio"
-    if missing(half) or half <= 0:
-        half = abs(estimate) / (1 if per_cent else 20)
-    if missing(half) or half <= 0:
-        return 1 if per_cent else 3
-    wanted = math.ceil(-math.log10(half if per_cent else half / 2))
-    return min(max(wanted, 0), 2) if per_cent else min(max(wanted, 2), 6)
+    """Decimals that the width of the interval is worth; where there is none, three digits of the estimate."""
+    values = [value for value in effect(row) if not missing(value)]
+    ratio = row["scale"] == "ratio"
+    width = (values[2] - values[1]) / 4 if len(values) == 3 else abs(values[0]) / 20 if values else 0.0
+    wanted = math.ceil(-math.log10(width)) if width > 0 else 1
+    wanted = min(max(wanted, 0), 2) if ratio else min(max(wanted, 2), 6)
+    # 3 % [2, 4], where that is all there is to say
+    while ratio and wanted and all(math.isclose(value, round(value, wanted - 1), abs_tol=1e-9) for value in values):
+        wanted -= 1
+    return wanted
 
 
 def signed(value: float, decimals: int) -> str:
@@ -236,3 +236,30 @@ def is_word(level: str) -> bool:
         "normal",
         "auto",
     )
+
+
+class Names:
+    """What to call the factors, levels and cells of a design."""
+
+    def __init__(self, factors: Mapping[str, Sequence[str]]) -> None:
+        self._labels = Labels()
+        self._short = short_factors(factors)
+        levels = [level for some in factors.values() for level in some]
+        self._clear = {level for level in levels if is_word(level) and levels.count(level) == 1}
+
+    def factor(self, factor: str) -> Label:
+        return self._labels(self._short.get(factor, factor))
+
+    def level(self, factor: str, level: str) -> Label:
+        """A level so that it is clear without its factor: `swiglu`, but `dropout = 0.1`."""
+        if level in self._clear or factor not in self._short:
+            return self._labels(level)
+        return self._labels(f"{self._short[factor]} = {level}")
+
+    def bare(self, level: str) -> Label:
+        """A level that stands beside its factor; or a cell."""
+        return self._labels(level)
+
+    def pair(self, factors: Iterable[str]) -> Label:
+        """An interaction: `activation × norm`."""
+        return self._labels(" × ".join(self._short.get(name, name) for name in factors) or "mean")

@@ -14,7 +14,7 @@ from typing import Any
 Spec = dict[str, Any]
 Data = Sequence[dict[str, Any]]
 
-WIDTH = 440
+WIDTH = 390
 """Pixels that a plot is drawn for, labels included: two stand side by side on a screen, one fills a phone."""
 INK, FAINT, GRID, PAPER = "#1f2328", "#6e7681", "#d1d9e0", "#fdfdfd"
 BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY = "#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7", "#56b4e9"
@@ -35,13 +35,14 @@ _CONFIG: Spec = {
     "font": "Helvetica, Arial, sans-serif",
     "view": {"stroke": None},
     "axis": {
-        "labelColor": INK, "titleColor": INK, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal",
+        "labelColor": INK, "titleColor": INK, "labelFontSize": 11.5, "titleFontSize": 11.5, "titleFontWeight": "normal",
         "gridColor": GRID, "domainColor": FAINT, "tickColor": FAINT, "labelLimit": 170, "titlePadding": 8,
     },
     "axisY": {"titleAnchor": "end", "titleAngle": 0, "titleAlign": "left", "titleBaseline": "bottom", "titleX": 0, "titleY": -10},
     "legend": {
-        "labelColor": INK, "titleColor": INK, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal",
-        "orient": "bottom", "columns": 2, "labelLimit": 170, "symbolSize": 70, "symbolStrokeWidth": 2,
+        "labelColor": INK, "titleColor": INK, "labelFontSize": 11.5, "titleFontSize": 11.5, "titleFontWeight": "normal",
+        "orient": "bottom", "columns": 2, "columnPadding": 28, "labelLimit": 170, "symbolSize": 70, "symbolStrokeWidth": 2,
+        "layout": {"bottom": {"anchor": "start", "direction": "vertical", "margin": 6}},
     },
     "scale": {"zero": False},
 }  # fmt: skip
@@ -104,97 +105,105 @@ def forest(rows: Data, axis: str, *, margin: float | None = None) -> Spec:
     shape = verdict | {"scale": {"domain": [*VERDICTS, ""], "range": [*(s for _, s in VERDICTS.values()), "circle"]}}
     layers: list[Spec] = []
     if margin:
-        band = {"mark": {"type": "rect", "color": GRID, "opacity": 0.55, "aria": False}, "data": {"values": [{"from": -margin, "to": margin}]}}
-        layers.append(band | {"encoding": {"x": {"field": "from", "type": "quantitative"}, "x2": {"field": "to"}}})
+        edges = {"x": {"field": "from", "type": "quantitative"}, "x2": {"field": "to"}}
+        data = {"values": [{"from": -margin, "to": margin}]}
+        layers.append({"mark": {"type": "rect", "color": GRID, "opacity": 0.55, "aria": False}, "data": data, "encoding": edges})
     layers += [
         {"mark": {"type": "rule", "color": FAINT, "aria": False}, "encoding": {"x": {"datum": 0}}},
         {"mark": {"type": "rule", "strokeWidth": 2.5, "strokeCap": "round", "aria": False}, "transform": [{"filter": "datum.low != null"}],
          "encoding": {"y": y, "x": x | {"field": "low"}, "x2": {"field": "high"}, "color": colour}},
-        {"mark": {"type": "point", "filled": True, "size": 95, "opacity": 1, "stroke": PAPER, "strokeWidth": 1},
+        {"mark": {"type": "point", "filled": True, "size": 120, "opacity": 1, "stroke": PAPER, "strokeWidth": 1},
          "encoding": {"y": y, "x": x | {"field": "estimate"}, "color": colour, "shape": shape, "description": {"field": "told"}}},
     ]  # fmt: skip
     return _view(rows, layers) | {"height": {"step": 26}}
 
 
-def lines(rows: Data, x: str, y: str, series: str, *, names: Sequence[str], ordinal: bool = False, log: bool = False,
-          band: bool = False, top: float | None = None) -> Spec:  # fmt: skip
+def lines(rows: Data, x: str, y: str, series: str, *, names: Sequence[str], kind: str = "linear", band: bool = False,
+          top: float | None = None) -> Spec:  # fmt: skip
     """Lines over `x`, one for each of the `names` (`MOST` at most).
 
     Args:
         rows: `x`, `y`, `series`, `told`; with `band` also `low` and `high`; `mark` false where a point has no symbol of its own, and
             "ring" or "chosen" for the hollow and the large one.
         x, y, series: titles of the axes, with units, and of the legend.
-        ordinal: whether `x` holds labels, in order.
-        log: whether the axis of `x` is logarithmic.
+        kind: `linear`, `values` for a logarithmic axis (where all are positive) with a tick at each value, `labels` for text in order.
         top: the highest `y` that is drawn.
     """
-    scale = {"domain": list(names), "range": list(SERIES[: len(names)])}
     key = {"field": "series", "type": "nominal", "sort": list(names), "title": series}
-    across: Spec = {"field": "x", "title": x, "axis": {"grid": False, "tickCount": 6, "labelOverlap": True}}
-    if ordinal:
-        across |= {"type": "ordinal", "sort": None, "axis": {"grid": False, "labelAngle": 0, "labelLimit": 90, "ticks": False}}
-        across["scale"] = {"padding": 0.3}
-    else:
-        across |= {"type": "quantitative", "scale": {"type": "log"} if log else {"zero": False, "nice": False}}
-        across["axis"] = across["axis"] | {"format": "~s" if max((row["x"] for row in rows), default=0) >= 1e4 else "~g"}
-    limits: Spec = {"zero": False} if top is None else {"zero": False, "domainMax": top, "clamp": False}
-    up: Spec = {"field": "y", "type": "quantitative", "title": y, "scale": limits, "axis": {"tickCount": 6}}
-    colour = key | {"scale": scale}
-    both: Spec = {"x": across, "color": colour}
+    up: Spec = {"field": "y", "type": "quantitative", "title": y, "axis": {"tickCount": 6}}
+    up["scale"] = {"zero": False, "padding": 10} if top is None else {"zero": False, "domainMax": top}
+    colour = key | {"scale": _among(names, SERIES)}
+    both: Spec = {"x": _across(rows, x, kind), "y": up, "color": colour}
+    cut = {"clip": top is not None}
+    quiet = colour | {"legend": None}
     layers: list[Spec] = []
     if band:
-        layers.append({
-            "mark": {"type": "area", "opacity": 0.18, "clip": True, "aria": False},
-            "encoding": both | {"y": up | {"field": "low"}, "y2": {"field": "high"}, "color": colour | {"legend": None}},
-        })  # fmt: skip
-    dashes = {"domain": list(names), "range": [list(dash) for dash in DASHES[: len(names)]]}
-    layers.append({
-        "mark": {"type": "line", "strokeWidth": 2, "clip": True, "aria": False},
-        "encoding": both | {"y": up, "strokeDash": key | {"scale": dashes}},
-    })  # fmt: skip
-    shapes = {"domain": list(names), "range": list(SHAPES[: len(names)])}
-    layers.append({
-        "mark": {"type": "point", "filled": True, "opacity": 1, "clip": True},
-        "transform": [{"filter": "datum.mark !== false"}],
-        "encoding": both | {
-            "y": up, "shape": key | {"scale": shapes}, "description": {"field": "told"},
-            "size": {"condition": {"test": "datum.mark === 'chosen'", "value": 190}, "value": 60},
-            "fillOpacity": {"condition": {"test": "datum.mark === 'ring'", "value": 0}, "value": 1},
-        },
-    })  # fmt: skip
-    return _view(rows, layers) | {"height": 270}
+        bounds = {"y": up | {"field": "low"}, "y2": {"field": "high"}, "color": quiet}
+        layers.append({"mark": {"type": "area", "opacity": 0.18, "aria": False, **cut}, "encoding": both | bounds})
+    dashed = {"strokeDash": key | {"legend": None, "scale": _among(names, [list(dash) for dash in DASHES])}}
+    layers.append({"mark": {"type": "line", "strokeWidth": 2, "aria": False, **cut}, "encoding": both | dashed})
+    shape = key | {"scale": _among(names, SHAPES)}
+    size = {"condition": {"test": "datum.mark === 'chosen'", "value": 190}, "value": 60}
+    points = {"shape": shape, "size": size, "description": {"field": "told"}}
+    mark = {"type": "point", "filled": True, "opacity": 1}
+    solid = [{"filter": "datum.mark !== false && datum.mark !== 'ring'"}]
+    layers.append({"mark": mark, "transform": solid, "encoding": both | points})
+    if any(row.get("mark") == "ring" for row in rows):
+        hollow = {"mark": mark | {"filled": False, "size": 190}, "transform": [{"filter": "datum.mark === 'ring'"}]}
+        layers.append(hollow | {"encoding": both | {"color": quiet, "shape": shape | {"legend": None}, "description": {"field": "told"}}})
+    return _view(rows, layers) | {"height": 250}
+
+
+def _among(names: Sequence[str], values: Sequence[Any]) -> Spec:
+    return {"domain": list(names), "range": list(values[: len(names)])}
+
+
+def _across(rows: Data, title: str, kind: str) -> Spec:
+    axis: Spec = {"grid": False, "labelOverlap": True}
+    if kind == "labels":
+        axis |= {"labelAngle": 0, "labelLimit": 90, "ticks": False}
+        return {"field": "x", "title": title, "type": "ordinal", "sort": None, "scale": {"padding": 0.3}, "axis": axis}
+    values = sorted({row["x"] for row in rows})
+    axis |= {"format": "~s" if values[-1] >= 1e4 else "~g"} | ({"values": values} if kind == "values" else {"tickCount": 5})
+    log = kind == "values" and values[0] > 0
+    scale = {"type": "log", "nice": False, "padding": 12} if log else {"zero": False, "nice": False}
+    return {"field": "x", "title": title, "type": "quantitative", "scale": scale, "axis": axis}
 
 
 def tradeoff(rows: Data, x: str, y: str, size: str) -> Spec:
     """Cells by speed and loss, by memory too where it is known; those that none beats in everything are joined.
 
     Args:
-        rows: `x`, `y`, `low`, `high`, `size` (None: not known), `pareto`, `label` ("" for none), `told`.
+        rows: `x`, `y`, `size` (None: not known), `pareto`, `label` ("" for none), `told`.
         x, y, size: titles with units.
     """
-    across: Spec = {"field": "x", "type": "quantitative", "title": x, "scale": {"zero": False, "padding": 25}, "axis": {"format": "~s", "tickCount": 6}}
-    up: Spec = {"field": "y", "type": "quantitative", "title": y, "scale": {"zero": False, "padding": 15}, "axis": {"tickCount": 6}}
-    kind: Spec = {"field": "front", "type": "nominal", "title": None}
     front = ["on the front", "beaten by another"]
-    colour = kind | {"scale": {"domain": front, "range": [BLUE, FAINT]}}
-    shape = kind | {"scale": {"domain": front, "range": ["diamond", "circle"]}}
-    sizes: Spec = {"value": 90}
-    if any(row["size"] is not None for row in rows):
-        legend = {"orient": "bottom", "format": "~g", "values": None, "tickCount": 3, "symbolFillColor": FAINT}
-        sizes = {"field": "size", "type": "quantitative", "title": size, "scale": {"range": [50, 420], "zero": False}, "legend": legend}
     shown = [row | {"front": front[0] if row["pareto"] else front[1]} for row in rows]
-    on_front = {"filter": "datum.pareto"}
+    place: Spec = {
+        "x": {"field": "x", "type": "quantitative", "title": x, "scale": {"zero": False, "padding": 30}, "axis": {"format": "~s", "tickCount": 5}},
+        "y": {"field": "y", "type": "quantitative", "title": y, "scale": {"zero": False, "padding": 24}, "axis": {"tickCount": 6}},
+    }  # fmt: skip
+    kind: Spec = {"field": "front", "type": "nominal", "title": None, "legend": {"symbolSize": 90}}
+    look = place | {
+        "color": kind | {"scale": _among(front, (BLUE, FAINT))},
+        "shape": kind | {"scale": _among(front, ("diamond", "circle"))},
+        "description": {"field": "told"},
+        "size": {"value": 110},
+    }
+    if any(row["size"] is not None for row in rows):
+        legend = {"format": "~g", "tickCount": 3, "columns": 4, "symbolFillColor": FAINT}
+        look["size"] = {"field": "size", "type": "quantitative", "title": size, "legend": legend, "scale": {"range": [70, 420], "zero": False}}
+    text = {"type": "text", "dy": -17, "limit": 150, "fontSize": 11.5, "aria": False}
+    named = {"transform": [{"filter": "datum.label !== ''"}], "encoding": place | {"text": {"field": "label"}}}
+    steps = {"type": "line", "color": BLUE, "interpolate": "step-after", "strokeDash": [4, 3], "aria": False}
+    points = {"type": "point", "filled": True, "opacity": 0.9, "stroke": PAPER, "strokeWidth": 1}
     layers: list[Spec] = [
-        {"mark": {"type": "line", "color": BLUE, "interpolate": "step-after", "strokeDash": [4, 3], "aria": False}, "transform": [on_front],
-         "encoding": {"x": across, "y": up, "order": {"field": "x"}}},
-        {"mark": {"type": "rule", "aria": False, "opacity": 0.6}, "transform": [{"filter": "datum.low != null"}],
-         "encoding": {"x": across, "y": up | {"field": "low"}, "y2": {"field": "high"}, "color": colour}},
-        {"mark": {"type": "point", "filled": True, "opacity": 0.9, "stroke": PAPER, "strokeWidth": 1},
-         "encoding": {"x": across, "y": up, "color": colour, "shape": shape, "size": sizes, "description": {"field": "told"}}},
-        {"mark": {"type": "text", "align": "center", "dy": -16, "color": INK, "limit": 150, "aria": False}, "transform": [{"filter": "datum.label !== ''"}],
-         "encoding": {"x": across, "y": up, "text": {"field": "label"}}},
-    ]  # fmt: skip
-    return _view(shown, layers) | {"height": 300}
+        {"mark": steps, "transform": [{"filter": "datum.pareto"}], "encoding": place | {"order": {"field": "x"}}},
+        {"mark": points, "encoding": look},
+        named | {"mark": text | {"color": PAPER, "stroke": PAPER, "strokeWidth": 4}},
+        named | {"mark": text | {"color": INK}},
+    ]
+    return _view(shown, layers) | {"height": 280}
 
 
 def _view(rows: Data, layers: list[Spec]) -> Spec:
