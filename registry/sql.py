@@ -159,7 +159,7 @@ def exploded(designs: pa.Table, trials: pa.Table) -> pa.Table:
             "cell_id": trial["cell_id"],
             "seed": trial["seed"],
             "kind": record.kind,
-            "cell": _label(record, trial["levels"]),
+            "cell": cell_label(record, trial["levels"]),
             "levels": json.dumps(trial["levels"], ensure_ascii=False),
         }
         for record in records
@@ -178,7 +178,7 @@ def exploded(designs: pa.Table, trials: pa.Table) -> pa.Table:
     return pa.Table.from_pylist(rows, pa.schema(fields))
 
 
-def _label(design: DesignRecord, levels: dict[str, str]) -> str:
+def cell_label(design: DesignRecord, levels: dict[str, str]) -> str:
     """What to call a cell: its levels; where factors vary one at a time, how it departs from the baseline."""
     if design.kind == "full":
         return " · ".join(levels.values()) or "base"
