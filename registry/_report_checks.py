@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import json
 import shlex
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from . import _escape
 from . import _wording as w
 from ._blocks import Cell, Table, named, number, table, told
-from ._report_tables import by_contrast, effect_cell, p_cell, per_cent, primary, rows_of, two, verdict_cell
+from ._report_tables import (
+    by_contrast,
+    effect_cell,
+    mean_of,
+    ordinary,
+    p_cell,
+    primary,
+    rows_of,
+    two,
+    verdict_cell,
+)
+from .record import STATUSES
 
 if TYPE_CHECKING:
     from .effects import Effects
@@ -21,89 +35,100 @@ def controls(found: Effects, names: w.Names) -> Table:
     """What was known beforehand, and whether the suite found it."""
     rows = []
     for (_, level, against), by_metric in by_contrast(found, controls=True).items():
-        metric = primary(by_metric)
         for row in by_metric.values():
-            bad = "known-bad" in level.lower() or level in _bad_labels(found.design)
-            expected = "worse" if bad else "no difference"
-            if row["metric"] != metric or row["untestable"]:
-                remark = Cell("")
-            elif bad:
-                good = row["verdict"] == "worse"
-                remark = Cell(
-                    "as expected" if good else "not seen: this suite cannot see a bad arm",
-                    verdict="" if good else "worse",
-                )
-            else:
-                good = row["verdict"] in ("equivalent", "inconclusive")
-                remark = Cell(
-                    "as expected" if good else "a false alarm: distrust the rest", verdict="" if good else "worse"
-                )
-            rows.append([
-                named(names.bare(level)), named(names.bare(against)), Cell(w.name(row["metric"])), effect_cell(row), Cell(w.effect_unit(row)),
-                verdict_cell(row), p_cell(row["p_holm"]), Cell(expected if row["metric"] == metric else ""), remark,
-            ])  # fmt: skip
+            effect = [effect_cell(row), Cell(w.effect_unit(row)), verdict_cell(row), p_cell(row["p_holm"])]
+            known = level == "A/A" or row["metric"] == primary(by_metric)
+            expected = _expected(row) if known else (Cell(""), Cell(""))
+            rows.append(
+                [named(names.bare(level)), named(names.bare(against)), Cell(w.name(row["metric"])), *effect, *expected]
+            )
     columns = ("control", "against", "metric", "#effect", "unit", "verdict", "#p (Holm)", "expected", "found")
     return table("controls", "Controls: what was known beforehand", columns, rows)
 
 
-def _bad_labels(design: DesignRecord) -> set[str]:
-    return {str(trial.get("label")) for trial in design.trials if trial.get("control") == "bad"}
+def _expected(row: w.Row) -> tuple[Cell, Cell]:
+    """What a control should show, and whether it does."""
+    same = row["level"] == "A/A"
+    expected = Cell("no difference" if same else "worse")
+    if row["untestable"] and row["verdict"] == "inconclusive":
+        return expected, Cell(row["untestable"])
+    if (row["verdict"] in ("equivalent", "inconclusive")) if same else (row["verdict"] == "worse"):
+        return expected, Cell("as expected")
+    return expected, Cell("a false alarm" if same else "not seen: the suite may be blind", verdict="worse")
 
 
 def divergence(found: Effects, names: w.Names) -> Table:
     """How many trials of each cell diverged, with a 95 % interval; other failures beside it."""
-    used = {"cell", "n", "diverged", "rate", "low", "high", *found.design.factors}
-    others = [str(column) for column in found.divergence.columns if column not in used]
-    others = [column for column in others if pd.to_numeric(found.divergence[column], errors="coerce").fillna(0).any()]
+    others = [name for name in (*STATUSES[2:], "missing") if any(found.divergence[name])]
     rows = []
     for row in rows_of(found.divergence):
         rate = (
-            f"{per_cent(row['rate'])} [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
-            if not w.missing(row["rate"])
-            else ""
+            ""
+            if w.missing(row["rate"])
+            else f"{100 * row['rate']:.0f} % [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
         )
-        failed = bool(row["diverged"])
-        numbers = [number(row["n"]), number(row["diverged"]), number(row["rate"], rate, strong=False)]
-        cell = Cell(
-            named(names.bare(row["cell"])).text, full=names.bare(row["cell"]).full, verdict="worse" if failed else ""
-        )
-        rows.append([cell, *numbers, *(number(row[column]) for column in others)])
-    columns = ("cell", "#trials", "#diverged", "#rate", *(f"#{column.replace('_', ' ')}" for column in others))
-    return table(
-        "divergence", "Divergence and other failures", columns, rows, folded=not _any_failed(found.divergence, others)
-    )
-
-
-def _any_failed(frame: pd.DataFrame, others: list[str]) -> bool:
-    return bool(len(frame)) and (bool(frame["diverged"].fillna(0).any()) or bool(others))
+        cell = named(names.bare(row["cell"]))
+        numbers = [
+            number(row["n"]),
+            number(row["diverged"]),
+            number(row["rate"], rate),
+            *(number(row[one]) for one in others),
+        ]
+        rows.append([replace(cell, verdict="worse") if row["diverged"] else cell, *numbers])
+    columns = ("cell", "#finished or diverged", "#diverged", "#rate", *(f"#{one.replace('_', ' ')}" for one in others))
+    failed = any(found.divergence["diverged"]) or bool(others)
+    return table("divergence", "Divergence and other failures", columns, rows, folded=not failed)
 
 
 def noise(found: Effects) -> Table:
     """What this design could show."""
     rows = []
     for row in rows_of(found.noise):
-        metric = row["metric"]
-        ratio = metric not in ("val_loss", "val_bpb")
-        units = "log" if ratio else w.unit(metric)
-        smallest = (
-            f"{100 * row['smallest_effect']:.2g} %"
-            if ratio and not w.missing(row["smallest_effect"])
-            else w.number(row["smallest_effect"], 2)
-        )
-        rows.append([Cell(w.name(metric)), number(row["sd"], w.number(row["sd"], 2)), Cell(units), number(row["correlation"], two(row["correlation"])),
-                     number(row["n"]), number(row["df"]), number(row["smallest_effect"], smallest)])  # fmt: skip
-    columns = ("metric", "#sd of a run", "unit", "#correlation over seeds", "#runs", "#df", "#smallest effect")
-    note = "Smallest effect: what this many seeds show in four of five repetitions, at 5 % over the family."
-    return table("noise", "Noise, and what this design can show", columns, rows, note)
+        ratio, least = row["scale"] == "ratio", row["smallest_effect"]
+        smallest = f"{w.number(100 * (least - 1), 2)} %" if ratio and not w.missing(least) else w.number(least, 2)
+        spread = f"{w.number(100 * row['sd'], 2)} %" if ratio and not w.missing(row["sd"]) else w.number(row["sd"], 2)
+        unit = "" if ratio else w.unit(row["metric"])
+        counts = [number(row[name]) for name in ("n", "df", "seeds", "contrasts")]
+        cells = [
+            number(row["sd"], spread),
+            number(row["correlation"], two(row["correlation"])),
+            *counts,
+            number(least, smallest),
+        ]
+        rows.append([Cell(w.name(row["metric"])), Cell(unit), *cells])
+    columns = (
+        "metric",
+        "unit",
+        "#sd of a run",
+        "#correlation",
+        "#runs",
+        "#df",
+        "#seeds",
+        "#contrasts",
+        "#smallest effect",
+    )
+    notes = (
+        "Sd: between runs of one cell. Correlation: of two cells over the seeds that they share.",
+        "Smallest effect: what so many seeds show in four of five repetitions, at 5 % over the family of contrasts.",
+    )
+    return table("noise", "Noise, and what this design can show", columns, rows, *notes)
+
+
+def label_of(found: Effects, key: str) -> str:
+    """The label of a cell that a design names by its label or by its id."""
+    return next((str(row["cell"]) for row in ordinary(found) if row["cell_id"] == key), key)
 
 
 def drift(found: Effects, names: w.Names) -> Table:
     """How far cells are from the baseline on what they were, and were not, matched on."""
     axes = list(dict.fromkeys(axis for shares in found.design.drift.values() for axis in shares))
     rows = [
-        [named(names.bare(cell)), *(number(shares.get(axis), _drift(shares.get(axis))) for axis in axes)]
-        for cell, shares in found.design.drift.items()
-    ]  # fmt: skip
+        [
+            named(names.bare(label_of(found, key))),
+            *(number(shares.get(axis), _drift(shares.get(axis))) for axis in axes),
+        ]
+        for key, shares in found.design.drift.items()
+    ]
     heads = [f"#{axis.replace('_', ' ')}{' (matched)' if axis == found.design.match else ''}" for axis in axes]
     return table("drift", "Drift from the baseline", ("cell", *heads), rows, folded=len(rows) > 12)
 
@@ -114,13 +139,12 @@ def _drift(share: float | None) -> str:
 
 def tuning(found: Effects, names: w.Names) -> Table:
     rows = []
-    for cell, one in found.design.tuning.items():
+    for key, one in found.design.tuning.items():
         values = ", ".join(w.number(value) for value in one["values"])
         state = Cell("bracketed") if one["bracketed"] else Cell("untuned: the best is at the edge", verdict="worse")
         seeds = ", ".join(map(str, one["seeds"]))
-        rows.append(
-            [named(names.bare(cell)), told(one["field"]), Cell(values), number(one["chosen"]), state, Cell(seeds)]
-        )
+        cell = named(names.bare(label_of(found, key)))
+        rows.append([cell, told(one["field"]), Cell(values), number(one["chosen"]), state, Cell(seeds)])
     return table(
         "tuning", "What each arm was given", ("cell", "field", "tried", "#chosen", "state", "tuning seeds"), rows
     )
@@ -138,35 +162,95 @@ def levels(design: DesignRecord) -> Table:
 def environments(records: pd.DataFrame) -> Table:
     """On what the trials ran."""
     rows = []
-    for (identity, text), part in records.groupby(["environment_id", "environment"], sort=False):
-        about = json.loads(str(text))
-        rest = ", ".join(
-            f"{key} {value}"
-            for key, value in about.items()
-            if key != "device" and isinstance(value, (str, int, float)) and value != ""
-        )
-        rows.append([told(about.get("device", "")), told(identity), Cell(rest[:600]), number(len(part))])
+    for (identity, text), n in Counter(zip(records["environment_id"], records["environment"], strict=True)).items():
+        about = json.loads(text)
+        plain = {key: value for key, value in about.items() if isinstance(value, (str, int, float)) and value != ""}
+        rest = ", ".join(f"{key} {value}" for key, value in plain.items() if key not in ("device", "environment_id"))
+        rows.append([told(about.get("device", "")), told(identity), Cell(_escape.seen(rest[:600])), number(n)])
     return table("environments", "Environments", ("device", "environment", "about", "#trials"), rows)
+
+
+_VERSIONS = {
+    "git_revision": "revision",
+    "ablate_version": "ablate",
+    "code_fingerprint": "code of the trainer",
+    "corpus_fingerprint": "corpus and tokenizer",
+    "evaluation_fingerprint": "held-out text and tokenizer",
+    "step_mode": "steps",
+}
 
 
 def versions(records: pd.DataFrame) -> Table:
     """What the trials were run with and on: each value that occurs, and how often."""
+    known = rows_of(records)
+    for record in known:
+        record["git_revision"] += " with uncommitted changes" if record["git_dirty"] else ""
     rows = []
-    for column, what in (("git_revision", "revision"), ("ablate_version", "ablate"), ("code_fingerprint", "code of the trainer"),
-                         ("corpus_fingerprint", "corpus and tokenizer"), ("evaluation_fingerprint", "held-out text and tokenizer"), ("step_mode", "steps")):  # fmt: skip
-        shown = records[column].fillna("").astype(str)
-        if column == "git_revision":
-            shown = shown.where(~records["git_dirty"].astype(bool), shown + " with uncommitted changes")
-        rows += [
-            [Cell(what), told(value), number(float(count))]
-            for value, count in shown[shown != ""].value_counts().items()
-        ]
-    span = f"{records['started_at'].min()} to {records['finished_at'].max()}" if len(records) else ""
-    rows.append([Cell("recorded"), told(span) if len(span) <= w.LONG else Cell(span), number(float(len(records)))])
+    for column, what in _VERSIONS.items():
+        counted = Counter(str(record[column]) for record in known if record[column])
+        rows += [[Cell(what), told(value), number(n)] for value, n in counted.most_common()]
+    span = f"{min(record['started_at'] for record in known)} to {max(record['finished_at'] for record in known)}"
+    rows.append([Cell("recorded"), Cell(_escape.seen(span)), number(len(known))])
     return table("versions", "Versions and fingerprints", ("what", "value", "#trials"), rows)
+
+
+def across_scales(frame: pd.DataFrame, names: w.Names) -> Table:
+    """Whether what a level does depends on the scale."""
+    rows = []
+    for row in rows_of(frame):
+        at, than = (w.effect(row | {"estimate": row[f"estimate_{end}"]})[0] for end in ("at", "than"))
+        decimals = w.places(row)
+        seen = Cell("differs" if row["differs"] else "", verdict="worse" if row["differs"] else "")
+        label, other = (names.level(row["factor"], row[end]) for end in ("level", "against"))
+        effects = [number(than, w.signed(than, decimals)), number(at, w.signed(at, decimals)), effect_cell(row)]
+        what = [Cell(w.name(row["metric"])), named(label), named(other), told(row["than"]), told(row["at"])]
+        rows.append([*what, *effects, Cell(w.effect_unit(row)), p_cell(row["p_holm"]), seen])
+    columns = (
+        "metric",
+        "level",
+        "against",
+        "scale",
+        "other scale",
+        "#effect",
+        "#at the other",
+        "#difference",
+        "unit",
+        "#p (Holm)",
+        "",
+    )
+    note = (
+        "Where nothing differs, the scales are not shown to agree: no effect is claimed for a scale that was not run."
+    )
+    return table("scales", "The same contrasts at other scales", [*columns[:-1], "found"], rows, note)
+
+
+def time(reached: pd.DataFrame, at_equal: pd.DataFrame, names: w.Names) -> Table:
+    """Seconds to a common loss, and loss after common seconds."""
+    equal = {row["cell"]: row for row in rows_of(at_equal)}
+    rows = []
+    for row in rows_of(reached):
+        other = equal.get(row["cell"], {})
+        loss = number(other.get("val_loss"), mean_of(other, "val_loss", "low", "high"))
+        seconds = number(row["seconds"], mean_of(row, "seconds", "low", "high"))
+        rows.append(
+            [
+                named(names.bare(row["cell"])),
+                seconds,
+                Cell(f"{row['reached']} of {row['n']}", float(row["reached"])),
+                loss,
+            ]
+        )
+    target, at = rows_of(reached)[0]["target"], next(iter(equal.values()))["seconds"]
+    columns = (
+        "cell",
+        f"#seconds to a loss of {w.number(target, 4)}",
+        "seeds that got there",
+        f"#loss after {w.number(at)} s",
+    )
+    caveats = dict.fromkeys([*reached["caveat"], *at_equal["caveat"]])
+    return table("time", "Loss and time", columns, rows, *(f"Note: {caveat}." for caveat in caveats), folded=True)
 
 
 def rerun(design: DesignRecord) -> str:
     """The command that does it all again."""
     return f"ablate run {shlex.quote(design.suite)} --scale {shlex.quote(design.scale)} --seeds {len(design.seeds)}"
-

@@ -28,6 +28,11 @@ def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
 
 
+def ordinary(found: Effects) -> list[dict[str, Any]]:
+    """The cells that are no controls."""
+    return [row for row in rows_of(found.cells) if row["control"] == ""]
+
+
 def by_contrast(found: Effects, *, controls: bool = False) -> dict[tuple[str, str, str], dict[str, w.Row]]:
     """Rows of contrasts by metric, for each (factor, level, against) in the design's order."""
     order = {name: place for place, name in enumerate(found.design.factors)}
@@ -43,24 +48,62 @@ def primary(metrics: Iterable[str]) -> str | None:
     return next((metric for metric in QUALITY if metric in metrics), None)
 
 
+def judged(found: Effects, metric: str) -> dict[tuple[str, str, str], list[w.Row]]:
+    """What is said of each contrast in a metric: where an interaction is material the effects within the levels of the other factor,
+    for a pooled effect would mislead, and else the pooled one."""
+    simple: dict[tuple[str, str, str], list[w.Row]] = {}
+    for row in rows_of(found.simple_effects):
+        if row["metric"] == metric:
+            simple.setdefault((row["factor"], row["level"], row["against"]), []).append(row)
+    pooled = {key: [some[metric]] for key, some in by_contrast(found).items() if metric in some}
+    return {key: simple.get(key, rows) for key, rows in pooled.items()}
+
+
+def within(row: w.Row, names: w.Names) -> str:
+    """`norm = rmsnorm`, of an effect that holds within levels of other factors; else nothing."""
+    return ", ".join(
+        f"{names.factor(factor).text} = {names.bare(level).text}" for factor, level in (row.get("within") or {}).items()
+    )
+
+
 def answers(found: Effects, names: w.Names) -> list[Answers]:
-    """A sentence for each declared contrast; beyond `MOST_ANSWERS` of them those without a verdict are folded away."""
+    """A sentence for each declared contrast; of more than `MOST_ANSWERS` those without a difference are folded away."""
+    metric = primary(found.metrics)
     smallest = {row["metric"]: row["smallest_effect"] for row in rows_of(found.noise)}
-    searched = sorted({str(one["field"]) for one in found.design.tuning.values()})
-    tuning = searched[0] if len(searched) == 1 else ""
+    quality = judged(found, metric) if metric else {}
     told: list[tuple[w.Label, Answer]] = []
-    for (factor, level, against), by_metric in by_contrast(found).items():
-        metric = primary(by_metric)
-        row = by_metric.get(metric or "")
+    for key, by_metric in by_contrast(found).items():
+        factor, level, against = key
         costs = [by_metric[one] for one in ("tokens_per_second", "peak_memory_gib") if one in by_metric]
-        label, other = names.level(factor, level), names.level(factor, against)
-        phrase = w.answer(row, costs, label, other, found.design.match, smallest.get(metric, float("nan")), tuning)
-        told.append((names.factor(factor), Answer(row["verdict"] if row else "inconclusive", phrase)))
-    clear = [one for one in told if one[1].verdict in ("better", "worse")]
-    first = told if len(told) <= MOST_ANSWERS else clear[:MOST_ANSWERS]
+        labels = names.level(factor, level), names.level(factor, against)
+        for row in quality.get(key) or [None]:
+            could = smallest.get(row["metric"], math.nan) if row else math.nan
+            phrase = w.answer(row, costs, *labels, found.design.match, could, _doubt(found, row))
+            where = within(row, names) if row else ""
+            verdict = row["verdict"] if row else "inconclusive"
+            told.append((names.factor(factor), Answer(verdict, (f"Where {where}: ", *phrase) if where else phrase)))
+            costs = costs if not where else []  # pooled over the other factor, and so said once
+    if len(told) <= MOST_ANSWERS:
+        return [_grouped(told, False)] if told else []
+    first = [one for one in told if one[1].verdict in ("better", "worse")][:MOST_ANSWERS]
     shown = {id(one) for one in first}
-    rest = [one for one in told if id(one) not in shown]
-    return [_grouped(some, folded) for some, folded in ((first, False), (rest, True)) if some]
+    return [
+        _grouped(some, folded)
+        for some, folded in ((first, False), ([one for one in told if id(one) not in shown], True))
+        if some
+    ]
+
+
+def _doubt(found: Effects, row: w.Row | None) -> str:
+    """Why an arm that differs is neither better nor worse."""
+    diverged = bool((found.trials["status"] == "diverged").any())
+    more = "the arm that it favours diverged more often"
+    if row is None or not found.design.tuning:
+        return more
+    if not row["tuned"]:
+        return "its best rate was at the edge of what was searched: it is untuned"
+    other = f"{row['against']} is untuned: its best rate was at the edge of what was searched"
+    return f"{other}, or {more}" if diverged else other
 
 
 def _grouped(told: list[tuple[w.Label, Answer]], folded: bool) -> Answers:
@@ -71,16 +114,12 @@ def _grouped(told: list[tuple[w.Label, Answer]], folded: bool) -> Answers:
 def effect_cell(row: w.Row | None) -> Cell:
     if row is None:
         return Cell("")
-    return number(w.effect(row)[0], w.interval(row), strong=significant(row))
-
-
-def significant(row: w.Row) -> bool:
-    return not w.missing(row["p_holm"]) and row["p_holm"] < w.SIGNIFICANT
+    return number(w.effect(row)[0], w.interval(row), strong=w.significant(row))
 
 
 def verdict_cell(row: w.Row) -> Cell:
     words = row["verdict"]
-    if row["within_margin"] and words != "equivalent":
+    if row["within_margin"] and words in ("better", "worse"):
         words += ", within the margin"
     if not row["tuned"]:
         words += ", untuned"
@@ -91,6 +130,7 @@ def contrasts(found: Effects, names: w.Names) -> Table:
     """A row for each contrast, a column for each metric."""
     metrics = [metric for metric in found.metrics if metric in set(found.contrasts["metric"])]
     main = primary(metrics)
+    mixed = _mixed(found.contrasts)
     columns = ["factor", "level", "against"]
     for metric in metrics:
         scale = next(row for row in rows_of(found.contrasts) if row["metric"] == metric)
@@ -105,15 +145,16 @@ def contrasts(found: Effects, names: w.Names) -> Table:
             if metric == main:
                 p = Cell("") if row is None else number(row["p_holm"], w.p_value(row["p_holm"]))
                 cells += [verdict_cell(row) if row else Cell(""), p]
-        n = [row["n"] for row in by_metric.values()]
-        rows.append([*cells, number(n[0])])
-    return table("contrasts", "What each level does, with 95 % intervals", [*columns, "#n"], rows, _BOLD)
+        first = by_metric.get(main or "") or next(iter(by_metric.values()))
+        rows.append([*cells, number(first["n"]), *_held(first, mixed)])
+    columns += ["#n", *_HELD[:mixed]]
+    return table("contrasts", "What each level does, with 95 % intervals", columns, rows, _BOLD)
 
 
 def every_contrast(found: Effects, names: w.Names) -> Table:
     """All that was computed of each contrast, a row for each metric."""
     columns = ("metric", "factor", "level", "against", "#effect", "unit", "verdict", "#p", "#p (Holm)", "#family",
-               "#p (equivalence)", "#margin", "#n", "#df", "#correlation", "why no interval")  # fmt: skip
+               "#p (equivalence)", "#margin", "#n", "of", "#df", "#correlation", "why no interval")  # fmt: skip
     rows = [
         [
             Cell(w.name(row["metric"])),
@@ -126,7 +167,9 @@ def every_contrast(found: Effects, names: w.Names) -> Table:
             p_cell(row["p_holm"]),
             number(row["family"]),
             p_cell(row["p_equivalence"]),
-            *(number(row[name]) for name in ("margin", "n", "df")),
+            *(number(row[name]) for name in ("margin", "n")),
+            Cell(row["unit"]),
+            number(row["df"]),
             number(row["correlation"], two(row["correlation"])),
             told(row["untestable"]) if row["untestable"] else Cell(""),
         ]
@@ -151,13 +194,24 @@ def two(value: Any) -> str:
 
 
 def per_cent(share: Any) -> str:
-    return "" if w.missing(share) else f"{100 * share:.1f} %"
+    return "" if w.missing(share) else f"{abs(100 * share):.1f} %"
+
+
+_HELD = ("holds also",)
+
+
+def _mixed(frame: pd.DataFrame) -> bool:
+    """Whether some effects hold others: of a design that confounds."""
+    return any(frame["aliases"])
+
+
+def _held(row: w.Row, mixed: bool) -> list[Cell]:
+    return [Cell(row["aliases"].removeprefix("+ ").replace("-", "−"))] if mixed else []
 
 
 def simple_effects(found: Effects, names: w.Names) -> Table:
     rows = []
     for row in rows_of(found.simple_effects):
-        where = ", ".join(names.level(factor, level).text for factor, level in row["within"].items())
         levels = _levels(row, lambda level, factor=row["factor"]: names.level(factor, level))
         effect = [
             effect_cell(row),
@@ -166,12 +220,13 @@ def simple_effects(found: Effects, names: w.Names) -> Table:
             p_cell(row["p_holm"]),
             number(row["n"]),
         ]
-        rows.append([Cell(w.name(row["metric"])), *levels, Cell(where), *effect])
+        rows.append([Cell(w.name(row["metric"])), *levels, Cell(within(row, names)), *effect])
     columns = ("metric", "level", "against", "where", "#effect", "unit", "verdict", "#p (Holm)", "#n")
     return table("simple-effects", "Effects within the levels of the factor that they depend on", columns, rows, _BOLD)
 
 
 def main_effects(found: Effects, names: w.Names) -> Table:
+    mixed = _mixed(found.main_effects)
     rows = []
     for row in rows_of(found.main_effects):
         what = [Cell(w.name(row["metric"])), named(names.factor(row["factor"])), named(names.bare(row["level"]))]
@@ -181,21 +236,22 @@ def main_effects(found: Effects, names: w.Names) -> Table:
             p_cell(row["p"]),
             number(row["n"]),
         ]
-        rows.append([*what, *effect])
-    columns = ("metric", "factor", "level", "#effect", "unit", "#p", "#n")
+        rows.append([*what, *effect, *_held(row, mixed)])
+    columns = ("metric", "factor", "level", "#effect", "unit", "#p", "#n", *_HELD[:mixed])
     note = "How far a level is from the mean over all levels, the other factors averaged; p is not corrected."
     return table("main-effects", "Main effects", columns, rows, note, folded=True)
 
 
 def interactions(found: Effects, names: w.Names) -> Table:
+    mixed = _mixed(found.interactions)
     rows = []
     for row in rows_of(found.interactions):
-        share = number(row["share"], per_cent(row["share"]), strong=significant(row))
+        share = number(row["share"], per_cent(row["share"]), strong=w.significant(row))
         flag = Cell("material" if row["material"] else "", verdict="worse" if row["material"] else "")
         what = [Cell(w.name(row["metric"])), named(names.pair(row["factors"]))]
-        rows.append([*what, share, p_cell(row["p"]), p_cell(row["p_holm"]), flag])
-    columns = ("metric", "interaction", "#explained", "#p", "#p (Holm)", "material")
-    note = "Explained: partial share of the variance. Material: a main effect would mislead, so effects are shown within levels."
+        rows.append([*what, share, p_cell(row["p"]), p_cell(row["p_holm"]), flag, *_held(row, mixed)])
+    columns = ("metric", "interaction", "#explained", "#p", "#p (Holm)", "material", *_HELD[:mixed])
+    note = "Explained: share of the sum of squares. Material: a pooled effect would mislead, so effects are shown within levels."
     return table("interactions", "Interactions", columns, rows, note)
 
 
@@ -205,22 +261,32 @@ def variance(found: Effects, names: w.Names) -> Table:
         shares.setdefault(row["source"], {})[row["metric"]] = row["share"]
     metrics = list(dict.fromkeys(found.variance["metric"]))
     rows = [
-        [named(names.pair(source.split(" x "))), *(replace(number(by.get(metric), per_cent(by.get(metric))), bar=by.get(metric)) for metric in metrics)]
+        [named(names.pair(source.split(" x "))), *(_share(by.get(metric)) for metric in metrics)]
         for source, by in shares.items()
-    ]  # fmt: skip
+    ]
     return table(
         "variance", "Where the variance comes from", ("source", *(f"#{w.name(metric)}" for metric in metrics)), rows
     )
 
 
+def _share(share: float | None) -> Cell:
+    return replace(number(share, per_cent(share)), bar=None if w.missing(share) else share)
+
+
 def aliases(found: Effects, names: w.Names) -> Table:
-    rows = []
-    for one in found.design.aliases:
-        others = (f"{other['coefficient']:+.2g} {names.pair(other['effect']).text}" for other in one["aliases"])
-        if one["aliases"]:
-            rows.append([named(names.pair(one["effect"])), Cell(" ".join(others).replace("-", "−"))])
-    note = f"The cells run stand for a full grid of {found.design.cells_stood_for}: an estimate holds the effects beside it, too."
+    rows = [
+        [named(names.pair(one["effect"])), Cell(" ".join(_term(other, names) for other in one["aliases"]))]
+        for one in found.design.aliases
+        if one["aliases"]
+    ]
+    note = f"The cells that are run stand for a full grid of {found.design.cells_stood_for}: an estimate holds these effects, too."
     return table("aliases", "What this design cannot tell apart", ("effect", "comes together with"), rows, note)
+
+
+def _term(alias: dict[str, Any], names: w.Names) -> str:
+    coefficient = float(alias["coefficient"])
+    size = "" if math.isclose(abs(coefficient), 1, abs_tol=5e-4) else f"{abs(coefficient):.2g} "
+    return f"{'−' if coefficient < 0 else '+'} {size}{names.pair(alias['effect']).text}"
 
 
 def cells(found: Effects, names: w.Names) -> Table:
@@ -244,11 +310,17 @@ def cells(found: Effects, names: w.Names) -> Table:
 
 
 def mean(row: w.Row, metric: str) -> str:
-    """`4.030 [3.910, 4.150]`."""
-    value, low, high = (row.get(f"{metric}{end}") for end in ("", "_low", "_high"))
-    if value is None or w.missing(value):
+    """Of a cell: `4.030 [3.910, 4.150]`."""
+    return mean_of(row, metric, f"{metric}_low", f"{metric}_high")
+
+
+def mean_of(row: w.Row, value: str, low: str, high: str) -> str:
+    mean, *bounds = (math.nan if row.get(one) is None else float(row[one]) for one in (value, low, high))
+    if w.missing(mean):
         return ""
-    if low is None or high is None or w.missing(low) or w.missing(high) or high <= low:
-        return f"{value:,.{max(0, 3 - math.floor(math.log10(value)))}f}" if value > 0 else w.number(value)
-    decimals = w.places({"scale": "difference", "estimate": value, "low": low, "high": high}) if value < 1000 else 0
-    return f"{value:,.{decimals}f} [{low:,.{decimals}f}, {high:,.{decimals}f}]"
+    if any(map(w.missing, bounds)) or bounds[0] >= bounds[1]:
+        return f"{mean:,.{max(0, 3 - math.floor(math.log10(mean)))}f}" if mean > 0 else w.number(mean)
+    decimals = (
+        w.places({"scale": "difference", "estimate": mean, "low": bounds[0], "high": bounds[1]}) if mean < 1000 else 0
+    )
+    return f"{mean:,.{decimals}f} [{bounds[0]:,.{decimals}f}, {bounds[1]:,.{decimals}f}]"

@@ -160,26 +160,32 @@ def size(row: Row, more: str = "") -> str:
     return " ".join(filter(None, [texts[0], "%" if row["scale"] == "ratio" else "", more])) + bounds
 
 
-def quality(row: Row, level: Label, against: Label, match: str, tuning: str) -> Phrase:
-    """What a level does to quality, against another one; `tuning` is the field in which an untuned arm was searched."""
+def quality(row: Row, level: Label, against: Label, match: str, doubt: str) -> Phrase:
+    """What a level does to quality, against another one; `doubt` is why a difference that shows has no verdict."""
     matched = MATCHED.get(match, "with budgets that differ on purpose")
     metric, units = name(row["metric"]), unit(row["metric"]).partition("/")[0]
     found = f"{metric} {interval(row)} {units} {matched}"
     margin = f"the margin of ±{number(row['margin'])} {units} that this suite calls equal"
+    decided = row["verdict"] in ("better", "worse")
+    if missing(row["estimate"]) and decided:
+        return (level, f" is {row['verdict']} than ", against, f": it {row['untestable']}")
     if row["untestable"]:
         known = "" if missing(row["estimate"]) else f": {found}"
         return ("Nothing can be claimed of ", level, " against ", against, f"{known} ({row['untestable']})")
-    if row["verdict"] in ("better", "worse"):
+    if decided or significant(row):
         verb = "raises" if row["estimate"] > 0 else "lowers"
         within = f": a difference, but one inside {margin}" if row["within_margin"] else ""
-        return (level, f" {verb} {metric} by {size(row)} {units} against ", against, f" {matched}{within}")
+        without = "" if decided else f"; no verdict is given, for {doubt}"
+        return (level, f" {verb} {metric} by {size(row)} {units} against ", against, f" {matched}{within}{without}")
     if row["verdict"] == "equivalent":
-        also = ", though not zero" if row["within_margin"] else ""
-        return (level, " and ", against, f" are equivalent: {found}, inside {margin}{also}")
-    if not row["tuned"]:
-        edge = f": its best {tuning} was at the edge of what was tried" if tuning else ""
-        return (level, f" is untuned{edge}, so it cannot be called worse than ", against, f": {found}")
+        inside = "" if missing(row["margin"]) else f", inside {margin}"
+        return (level, " and ", against, f" are equivalent: {found}{inside}")
     return ("No difference between ", level, " and ", against, f" is shown: {found}")
+
+
+def significant(row: Row) -> bool:
+    """Whether a difference shows, at 5 %, Holm-corrected."""
+    return not missing(row["p_holm"]) and row["p_holm"] < SIGNIFICANT
 
 
 def cost(row: Row) -> str:
@@ -190,35 +196,43 @@ def cost(row: Row) -> str:
     return f"takes {size(row, 'more memory' if more else 'less memory')}"
 
 
+def uncertain_cost(row: Row) -> str:
+    """What is to be said where no difference in speed or memory shows."""
+    what = "speed" if row["metric"] == "tokens_per_second" else "memory"
+    if row["untestable"]:
+        known = "" if missing(row["estimate"]) else f": {interval(row)} %"
+        return f"Nothing can be claimed of {what}{known} ({row['untestable']})."
+    if row["verdict"] == "equivalent":
+        return f"Its {what} is the same: {interval(row)} %."
+    return f"No difference in {what} is shown: {interval(row)} %."
+
+
 def answer(
-    row: Row | None, costs: Sequence[Row], level: Label, against: Label, match: str, smallest: float, tuning: str
+    row: Row | None, costs: Sequence[Row], level: Label, against: Label, match: str, smallest: float, doubt: str
 ) -> Phrase:
     """What a level does, in a sentence, and what else has to be said. `smallest` is the effect that the design could show."""
-    verbs = " and ".join(cost(one) for one in costs if one["verdict"] in ("better", "worse"))
+    clear = [one for one in costs if one["verdict"] in ("better", "worse")]
+    verbs = " and ".join(map(cost, clear))
     parts: list[str | Label] = (
-        [level, " against ", against] if row is None else list(quality(row, level, against, match, tuning))
+        [level, " against ", against] if row is None else [*quality(row, level, against, match, doubt)]
     )
     joined = row is None or row["verdict"] in ("better", "worse")
     if verbs and joined:
-        parts.append(f"{', and ' if row is not None else ' '}{verbs}")
-    n = (costs[0] if row is None else row)["n"]
-    parts.append(f"; n = {number(n)}.")
-    if row is not None and row["verdict"] == "inconclusive" and not row["untestable"] and row["tuned"]:
+        parts.append(f"{' ' if row is None else ', and '}{verbs}")
+    first = costs[0] if row is None else row
+    parts.append(f"; n = {number(first['n'])}{' rounds' if first['unit'] == 'rounds' else ''}.")
+    if row is not None and row["verdict"] == "inconclusive" and not row["untestable"] and not significant(row):
         could = f": this design could show {number(smallest, 2)} or more" if not missing(smallest) else ""
         parts.append(f" That does not make them equal{could}.")
+    if row is not None and not row["tuned"] and row["verdict"] != "inconclusive":
+        parts += [" ", level, " is untuned: its best rate was at the edge of what was searched."]
+    if row is not None and row["aliases"]:
+        parts.append(f" The estimate also holds {row['aliases'].removeprefix('+ ')}.")
     if verbs and not joined:
         parts += [" ", level, f" {verbs}."]
-    for one in costs:
-        what = "speed" if one["metric"] == "tokens_per_second" else "memory"
-        if one["untestable"]:
-            known = "" if missing(one["estimate"]) else f": {interval(one)} %"
-            parts.append(f" Nothing can be claimed of {what}{known} ({one['untestable']}).")
-        elif one["verdict"] == "equivalent":
-            parts.append(f" Its {what} is equivalent: {interval(one)} %.")
-        elif one["verdict"] == "inconclusive":
-            parts.append(f" No difference in {what} is shown: {interval(one)} %.")
-    first = parts[0]
-    return (first[:1].upper() + first[1:] if isinstance(first, str) else first, *parts[1:])
+    parts += [f" {uncertain_cost(one)}" for one in costs if one not in clear]
+    start = parts[0]
+    return (start[:1].upper() + start[1:] if isinstance(start, str) else start, *parts[1:])
 
 
 def plain(phrase: Phrase) -> str:

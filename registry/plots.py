@@ -41,7 +41,7 @@ _CONFIG: Spec = {
     "axisY": {"titleAnchor": "end", "titleAngle": 0, "titleAlign": "left", "titleBaseline": "bottom", "titleX": 0, "titleY": -10},
     "legend": {
         "labelColor": INK, "titleColor": INK, "labelFontSize": 11.5, "titleFontSize": 11.5, "titleFontWeight": "normal",
-        "orient": "bottom", "columns": 2, "columnPadding": 28, "labelLimit": 170, "symbolSize": 70, "symbolStrokeWidth": 2,
+        "orient": "bottom", "columns": 2, "columnPadding": 28, "labelLimit": 170, "symbolSize": 70, "symbolStrokeWidth": 0,
         "layout": {"bottom": {"anchor": "start", "direction": "vertical", "margin": 6}},
     },
     "scale": {"zero": False},
@@ -67,7 +67,9 @@ def _for_page(text: str, title: str) -> str:
     own = re.sub(r"\W+", "-", title).lower()[:40]
     for parent in root.iter():
         for child in list(parent):
-            empty = child.get("display") == "none" or (child.tag == f"{{{_SVG}}}path" and not child.get("d", "").strip("M0,hvZ"))
+            empty = child.get("display") == "none" or (
+                child.tag == f"{{{_SVG}}}path" and not child.get("d", "").strip("M0,hvZ")
+            )
             if empty and not len(child):
                 parent.remove(child)
     for element in root.iter():
@@ -98,8 +100,19 @@ def forest(rows: Data, axis: str, *, margin: float | None = None) -> Spec:
         axis: what the effects are, with the unit.
         margin: what counts as equal, in the same unit; drawn as a band.
     """
-    y = {"field": "label", "type": "nominal", "sort": None, "title": None, "axis": {"grid": False, "ticks": False, "domain": False}}
-    x = {"type": "quantitative", "title": axis, "scale": {"zero": True, "nice": False, "padding": 12}, "axis": {"tickCount": 5}}
+    y = {
+        "field": "label",
+        "type": "nominal",
+        "sort": None,
+        "title": None,
+        "axis": {"grid": False, "ticks": False, "domain": False},
+    }
+    x = {
+        "type": "quantitative",
+        "title": axis,
+        "scale": {"zero": True, "nice": False, "padding": 12},
+        "axis": {"tickCount": 5},
+    }
     verdict = {"field": "verdict", "type": "nominal", "legend": None}
     colour = verdict | {"scale": {"domain": [*VERDICTS, ""], "range": [*(c for c, _ in VERDICTS.values()), BLUE]}}
     shape = verdict | {"scale": {"domain": [*VERDICTS, ""], "range": [*(s for _, s in VERDICTS.values()), "circle"]}}
@@ -107,7 +120,9 @@ def forest(rows: Data, axis: str, *, margin: float | None = None) -> Spec:
     if margin:
         edges = {"x": {"field": "from", "type": "quantitative"}, "x2": {"field": "to"}}
         data = {"values": [{"from": -margin, "to": margin}]}
-        layers.append({"mark": {"type": "rect", "color": GRID, "opacity": 0.55, "aria": False}, "data": data, "encoding": edges})
+        layers.append(
+            {"mark": {"type": "rect", "color": GRID, "opacity": 0.55, "aria": False}, "data": data, "encoding": edges}
+        )
     layers += [
         {"mark": {"type": "rule", "color": FAINT, "aria": False}, "encoding": {"x": {"datum": 0}}},
         {"mark": {"type": "rule", "strokeWidth": 2.5, "strokeCap": "round", "aria": False}, "transform": [{"filter": "datum.low != null"}],
@@ -140,7 +155,7 @@ def lines(rows: Data, x: str, y: str, series: str, *, names: Sequence[str], kind
     if band:
         bounds = {"y": up | {"field": "low"}, "y2": {"field": "high"}, "color": quiet}
         layers.append({"mark": {"type": "area", "opacity": 0.18, "aria": False, **cut}, "encoding": both | bounds})
-    dashed = {"strokeDash": key | {"legend": None, "scale": _among(names, [list(dash) for dash in DASHES])}}
+    dashed = {"strokeDash": key | {"scale": _among(names, [list(dash) for dash in DASHES])}}
     layers.append({"mark": {"type": "line", "strokeWidth": 2, "aria": False, **cut}, "encoding": both | dashed})
     shape = key | {"scale": _among(names, SHAPES)}
     size = {"condition": {"test": "datum.mark === 'chosen'", "value": 190}, "value": 60}
@@ -150,7 +165,10 @@ def lines(rows: Data, x: str, y: str, series: str, *, names: Sequence[str], kind
     layers.append({"mark": mark, "transform": solid, "encoding": both | points})
     if any(row.get("mark") == "ring" for row in rows):
         hollow = {"mark": mark | {"filled": False, "size": 190}, "transform": [{"filter": "datum.mark === 'ring'"}]}
-        layers.append(hollow | {"encoding": both | {"color": quiet, "shape": shape | {"legend": None}, "description": {"field": "told"}}})
+        layers.append(
+            hollow
+            | {"encoding": both | {"color": quiet, "shape": shape | {"legend": None}, "description": {"field": "told"}}}
+        )
     return _view(rows, layers) | {"height": 250}
 
 
@@ -164,7 +182,9 @@ def _across(rows: Data, title: str, kind: str) -> Spec:
         axis |= {"labelAngle": 0, "labelLimit": 90, "ticks": False}
         return {"field": "x", "title": title, "type": "ordinal", "sort": None, "scale": {"padding": 0.3}, "axis": axis}
     values = sorted({row["x"] for row in rows})
-    axis |= {"format": "~s" if values[-1] >= 1e4 else "~g"} | ({"values": values} if kind == "values" else {"tickCount": 5})
+    axis |= {"format": "~s" if values[-1] >= 1e4 else "~g"} | (
+        {"values": values} if kind == "values" else {"tickCount": 5}
+    )
     log = kind == "values" and values[0] > 0
     scale = {"type": "log", "nice": False, "padding": 12} if log else {"zero": False, "nice": False}
     return {"field": "x", "title": title, "type": "quantitative", "scale": scale, "axis": axis}
@@ -180,9 +200,15 @@ def tradeoff(rows: Data, x: str, y: str, size: str) -> Spec:
     front = ["on the front", "beaten by another"]
     shown = [row | {"front": front[0] if row["pareto"] else front[1]} for row in rows]
     place: Spec = {
-        "x": {"field": "x", "type": "quantitative", "title": x, "scale": {"zero": False, "padding": 30}, "axis": {"format": "~s", "tickCount": 5}},
-        "y": {"field": "y", "type": "quantitative", "title": y, "scale": {"zero": False, "padding": 24}, "axis": {"tickCount": 6}},
-    }  # fmt: skip
+        "x": {
+            "field": "x",
+            "title": x,
+            "scale": {"zero": False, "padding": 30},
+            "axis": {"format": "~s", "tickCount": 5},
+        },
+        "y": {"field": "y", "title": y, "scale": {"zero": False, "padding": 24}, "axis": {"tickCount": 6}},
+    }
+    place = {axis: spec | {"type": "quantitative"} for axis, spec in place.items()}
     kind: Spec = {"field": "front", "type": "nominal", "title": None, "legend": {"symbolSize": 90}}
     look = place | {
         "color": kind | {"scale": _among(front, (BLUE, FAINT))},
@@ -192,8 +218,17 @@ def tradeoff(rows: Data, x: str, y: str, size: str) -> Spec:
     }
     if any(row["size"] is not None for row in rows):
         legend = {"format": "~g", "tickCount": 3, "columns": 4, "symbolFillColor": FAINT}
-        look["size"] = {"field": "size", "type": "quantitative", "title": size, "legend": legend, "scale": {"range": [70, 420], "zero": False}}
-    text = {"type": "text", "dy": -17, "limit": 150, "fontSize": 11.5, "aria": False}
+        look["size"] = {
+            "field": "size",
+            "type": "quantitative",
+            "title": size,
+            "legend": legend,
+            "scale": {"range": [70, 420], "zero": False},
+        }
+    # away from the nearer edge
+    middle = sum(end(row["x"] for row in rows) for end in (min, max)) / 2
+    align = {"expr": f"datum.x < {middle} ? 'left' : 'right'"}
+    text = {"type": "text", "dy": -15, "align": align, "limit": 150, "fontSize": 11.5, "aria": False}
     named = {"transform": [{"filter": "datum.label !== ''"}], "encoding": place | {"text": {"field": "label"}}}
     steps = {"type": "line", "color": BLUE, "interpolate": "step-after", "strokeDash": [4, 3], "aria": False}
     points = {"type": "point", "filled": True, "opacity": 0.9, "stroke": PAPER, "strokeWidth": 1}
@@ -208,4 +243,11 @@ def tradeoff(rows: Data, x: str, y: str, size: str) -> Spec:
 
 def _view(rows: Data, layers: list[Spec]) -> Spec:
     fit = {"type": "fit-x", "contains": "padding"}
-    return {"data": {"values": list(rows)}, "layer": layers, "width": WIDTH, "autosize": fit, "config": _CONFIG, "padding": 4}
+    return {
+        "data": {"values": list(rows)},
+        "layer": layers,
+        "width": WIDTH,
+        "autosize": fit,
+        "config": _CONFIG,
+        "padding": 4,
+    }

@@ -2,43 +2,47 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Literal, get_args
 
 import pandas as pd
+import pyarrow as pa
 
-from . import _escape
+from . import _escape, _pages
 from . import _report_checks as checks
 from . import _report_figures as figures
 from . import _report_tables as tables
 from . import _wording as w
 from ._blocks import Block, Code, Figures, Section, Texts
+from .effects import Effects, across_scales, effects, scales
 from .home import home as default_home
 from .mirror import Mirror, sync
-from .sql import Sandbox
+from .sql import Sandbox, cell_label
 from .store import Store
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
-
-    from .effects import Effects
 
 Format = Literal["html", "markdown", "latex"]
 FORMATS: tuple[str, ...] = get_args(Format)
-SUFFIXES = {"html": ".html", "markdown": ".md", "latex": ".tex"}
-_TEMPLATES = Path(__file__).parent / "templates"
+MOST_SCALES = 3
+"""Other scales that a report holds its contrasts against."""
+MOST_TIMED = 500
+"""Runs up to which all curves are read for what they say of time."""
 
 
 @dataclass(frozen=True)
 class Sources:
-    """What a report shows beside effects: the records that they rest on, and curves by cell and record, where they could be read."""
+    """What a report shows beside effects: the records that they rest on, curves by cell and record where they could be read, the runs of a
+    search, and the contrasts at other scales."""
 
     records: pd.DataFrame
     curves: dict[str, figures.Curves]
-    tuning: pd.DataFrame
+    tuning: figures.Losses
+    scales: pd.DataFrame
+
+
+def _many(n: int, what: str) -> str:
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
 @dataclass(frozen=True)
@@ -59,14 +63,23 @@ class Report:
     @property
     def context(self) -> tuple[str, ...]:
         """What every number here is of."""
-        design, found = self.found.design, self.found
-        ordinary = found.trials[found.trials["control"] == ""] if len(found.trials) else found.trials
-        seeds, cells = ordinary["seed"].nunique() if len(ordinary) else 0, len(found.cells)
-        margin = f"margin ±{w.number(design.margin)} {w.unit('val_loss')}" if design.margin else "no margin of equivalence"
-        matched = w.MATCHED.get(design.match, "budgets differ on purpose").removeprefix("at ")
-        many = lambda n, what: f"{n:,} {what}{'' if n == 1 else 's'}"  # noqa: E731
-        parts = (f"scale {design.scale}", f"{design.kind.replace('_', ' ')} design", many(cells, "cell"), many(seeds, "seed"), many(len(found.trials), "trial"),
-                 matched, margin, str(found.environment.get("device", "")))  # fmt: skip
+        design = self.found.design
+        trials = [row for row in tables.rows_of(self.found.trials) if row["control"] == ""]
+        finished = sum(row["status"] == "finished" for row in trials)
+        parts = [
+            f"scale {design.scale}",
+            f"{design.kind.replace('_', ' ')} design",
+            _many(len({row["cell_id"] for row in trials}), "cell"),
+        ]
+        parts += [
+            _many(len({row["seed"] for row in trials}), "seed"),
+            f"{finished:,} of {_many(len(trials), 'trial')} finished",
+        ]
+        parts.append(w.MATCHED.get(design.match, "budgets differ on purpose").removeprefix("at "))
+        parts.append(
+            f"margin ±{w.number(design.margin)} {w.unit('val_loss')}" if design.margin else "no margin of equivalence"
+        )
+        parts.append(str(self.found.environment.get("device", "")))
         return tuple(_escape.seen(part) for part in parts if part)
 
     @property
@@ -77,13 +90,13 @@ class Report:
     def verdicts(self) -> dict[str, int]:
         """How many contrasts came to which verdict."""
         metric = tables.primary(self.found.metrics)
-        rows = [some[metric]["verdict"] for some in tables.by_contrast(self.found).values() if metric in some]
+        rows = [row["verdict"] for some in tables.judged(self.found, metric).values() for row in some] if metric else []
         return {verdict: rows.count(verdict) for verdict in w.SIGNS if verdict in rows}
 
     @cached_property
     def sections(self) -> tuple[Section, ...]:
-        parts = (self._answer(), self._caveats(), self._effects(), self._interactions(), self._tradeoff(), self._curves(), self._tuning(),
-                 self._controls(), self._trust(), self._provenance())  # fmt: skip
+        parts = (self._answer(), self._caveats(), self._effects(), self._interactions(), self._scales(), self._tradeoff(), self._curves(),
+                 self._tuning(), self._controls(), self._trust(), self._provenance())  # fmt: skip
         return tuple(section for section in parts if section.blocks)
 
     def render(self, format: str) -> str:
@@ -93,11 +106,15 @@ class Report:
         """
         if format not in FORMATS:
             raise ValueError(f'no format "{format}"; there are: {", ".join(FORMATS)}')
-        return _environment(format).get_template(f"report{SUFFIXES[format]}.j2").render(report=self, w=w)
+        return _pages.template(format).render(report=self, w=w)
 
     def _answer(self) -> Section:
         blocks: list[Block] = [*tables.answers(self.found, self.names)]
-        return Section("answer", "The answer", tuple(blocks) or (Texts(("There is nothing to compare: no contrast of this suite has results.",)),))
+        return Section(
+            "answer",
+            "The answer",
+            tuple(blocks) or (Texts(("There is nothing to compare: no contrast of this suite has results.",)),),
+        )
 
     def _caveats(self) -> Section:
         notes = tuple(_escape.seen(note) for note in self.found.notes)
@@ -128,11 +145,21 @@ class Report:
             blocks.append(tables.variance(found, names))
         return Section("interactions", "Interactions", tuple(blocks))
 
+    def _scales(self) -> Section:
+        frame = self.sources.scales
+        return Section("scales-section", "Scales", (checks.across_scales(frame, self.names),) if len(frame) else ())
+
     def _tradeoff(self) -> Section:
         drawn = figures.tradeoff(self.found, self.names)
         without = "Speed was not measured alone on the device, so it is not compared: ablate speed measures it."
         blocks: list[Block] = [Figures(tuple(drawn)) if drawn else Texts((without,))]
-        return Section("tradeoff", "Trade-offs", (*blocks, tables.cells(self.found, self.names)))
+        return Section("tradeoff", "Trade-offs", (*blocks, tables.cells(self.found, self.names), *self._time()))
+
+    def _time(self) -> list[Block]:
+        if self.found.store is None or len(self.found.trials) > MOST_TIMED:
+            return []
+        reached = self.found.time_to_target()
+        return [checks.time(reached, self.found.loss_at_equal_time(), self.names)] if len(reached) else []
 
     def _curves(self) -> Section:
         drawn = figures.curves(self.found, self.names, self.sources.curves)
@@ -172,89 +199,69 @@ class Report:
         return Section("provenance", "Provenance", tuple(blocks))
 
 
-def report(suite: str, scale: str | None = None, *, home: Path | None = None, tracking_uri: str | None = None, offline: bool = False) -> Report:
-    """The report of a suite at one scale, from its records.
+def report(
+    suite: str,
+    scale: str | None = None,
+    *,
+    home: Path | None = None,
+    tracking_uri: str | None = None,
+    offline: bool = False,
+) -> Report:
+    """The report of a suite at one scale (that of its newest design, if none is given), from its records.
 
     `offline` reads the local mirror alone, which has no curves. Raises `RegistryEmpty` where nothing was recorded.
     """
-    from .effects import effects
-
     found = effects(suite, scale, home=home, tracking_uri=tracking_uri, offline=offline)
-    store = Store.open(home or default_home(), tracking_uri, create=False)
-    mirror = sync(store, offline=True)  # analysing has brought it up to date
-    records = _records(mirror, found)
-    curves = {} if offline else _curves(store, found, records)
-    return Report(found, Sources(records, curves, _tuning_losses(mirror, found)))
+    place = home or default_home(), tracking_uri
+    mirror = sync(Store.open(*place, create=False), offline=True)  # analysing has brought it up to date
+    others = [
+        name for name in scales(suite, home=home, tracking_uri=tracking_uri, offline=True) if name != found.design.scale
+    ]
+    elsewhere = [
+        effects(suite, name, home=home, tracking_uri=tracking_uri, offline=True) for name in others[:MOST_SCALES]
+    ]
+    return Report(
+        found,
+        Sources(
+            _records(mirror, found), _curves(found), _tuning_losses(mirror, found), across_scales([found, *elsewhere])
+        ),
+    )
 
 
 def _records(mirror: Mirror, found: Effects) -> pd.DataFrame:
-    """The records behind the trials of `found`, one for each trial and environment."""
-    with Sandbox(mirror, shown=found.trials[["trial_id", "environment_id"]].drop_duplicates()) as sandbox:
-        return sandbox.frame("SELECT trials.* FROM trials JOIN shown USING (trial_id, environment_id) WHERE counts")
+    """The records behind the trials of `found`."""
+    known = (
+        found.trials[["record_id"]].dropna()
+        if "record_id" in found.trials
+        else pd.DataFrame({"record_id": []}, dtype=str)
+    )
+    with Sandbox(mirror, shown=known) as sandbox:
+        return sandbox.frame("SELECT trials.* FROM trials JOIN shown USING (record_id)")
 
 
-def _curves(store: Store, found: Effects, records: pd.DataFrame) -> dict[str, figures.Curves]:
-    cells = figures.shown_cells(found)
+def _curves(found: Effects) -> dict[str, figures.Curves]:
+    """The curves of the cells that are drawn."""
+    if found.store is None:
+        return {}
     trials = found.trials[(found.trials["control"] == "") & (found.trials["status"] == "finished")]
-    cell_of = dict(zip(trials["trial_id"], trials["cell"], strict=True))
-    wanted = {record_id: cell_of.get(trial_id) for record_id, trial_id in zip(records["record_id"], records["trial_id"], strict=True)}
-    wanted = {record_id: cell for record_id, cell in wanted.items() if cell in cells}
-    points = store.all_curves(list(wanted))
-    return {
-        cell: {record_id: points[record_id] for record_id, its in wanted.items() if its == cell and record_id in points}
-        for cell in cells if any(its == cell for its in wanted.values())
+    by_cell = {cell: trials.loc[trials["cell"] == cell, "record_id"].tolist() for cell in figures.shown_cells(found)}
+    points = found.store.all_curves([record_id for some in by_cell.values() for record_id in some])
+    return {cell: {one: points[one] for one in some if one in points} for cell, some in by_cell.items() if some}
+
+
+def _tuning_losses(mirror: Mirror, found: Effects) -> figures.Losses:
+    """Of the finished runs of a search; the value tried is the one in the recipe."""
+    tuning = found.design.tuning
+    arm_of = {cell: arm for arm in tuning for cell in (arm, checks.label_of(found, arm))}
+    searching = {
+        trial["trial_id"]: arm for trial in found.design.trials
+        if trial.get("stage") == "tune" and (arm := arm_of.get(cell_label(found.design, trial["levels"])))
     }  # fmt: skip
-
-
-def _tuning_losses(mirror: Mirror, found: Effects) -> pd.DataFrame:
-    """cell, value and loss of each finished tuning trial; the value is the recipe's."""
-    design, rows = found.design, []
-    columns = mirror.trials.column_names
-    by_field: dict[str, dict[str, tuple[Any, Any]]] = {}
-    for field in {str(one["field"]) for one in design.tuning.values()} if design.tuning else ():
-        column = f"recipe.{field}"
-        if column in columns:
-            parts = (mirror.trials[name].to_pylist() for name in ("trial_id", "purpose", "status", column, "metrics.val_loss"))
-            by_field[field] = {t: (value, loss) for t, purpose, status, value, loss in zip(*parts, strict=True) if (purpose, status) == ("primary", "finished")}
-    labels = dict(zip(found.trials["trial_id"], found.trials["cell"], strict=True))
-    by_levels = {tuple(sorted(t["levels"].items())): labels[t["trial_id"]] for t in design.trials if t["trial_id"] in labels}
-    for trial in design.trials:
-        cell = trial.get("label") or by_levels.get(tuple(sorted(trial["levels"].items())))
-        if trial.get("stage") == "tune" and cell in design.tuning:
-            value, loss = by_field.get(str(design.tuning[cell]["field"]), {}).get(trial["trial_id"], (None, None))
-            rows.append({"cell": cell, "value": value, "loss": loss})
-    return pd.DataFrame(rows, columns=["cell", "value", "loss"]).dropna()
-
-
-def _environment(format: str) -> Environment:
-    """A template engine in which every value is escaped for the format unless it says otherwise."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    loader = FileSystemLoader(_TEMPLATES)
-    if format == "html":
-        made = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-        made.globals |= {"css": Markup(_asset("report.css")), "js": Markup(_asset("report.js"))}
-        made.filters["svg"] = Markup
-        return made
-    escape = {"markdown": _escape.markdown, "latex": _escape.latex}[format]
-    signs = {"block_start_string": "<%", "block_end_string": "%>", "variable_start_string": "<<", "variable_end_string": ">>",
-             "comment_start_string": "<#", "comment_end_string": "#>"}  # fmt: skip
-    made = Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined,
-                       finalize=lambda value: value if isinstance(value, Markup) else escape(str(value)), **(signs if format == "latex" else {}))  # fmt: skip
-    made.filters["raw"] = Markup
-    made.filters["spaced"] = lambda line: Markup(_escape.latex(line.expandtabs(4)).replace(" ", "~") or "~")
-    made.globals["wide"] = lambda table, column: max((len(row[column].text) for row in table.rows), default=0) > w.LONG
-    made.filters["fence"] = lambda text: Markup(_fenced(text))
-    return made
-
-
-def _asset(name: str) -> str:
-    return (_TEMPLATES / name).read_text(encoding="utf-8")
-
-
-def _fenced(text: str) -> str:
-    """A block of code that no text in it can end."""
-    longest = max((len(run) for run in re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}\n{text.rstrip()}\n{fence}"
+    losses: dict[str, dict[float, list[float]]] = {}
+    known = [trial_id in searching for trial_id in mirror.trials["trial_id"].to_pylist()] if searching else []
+    for record in mirror.trials.filter(pa.array(known, pa.bool_())).to_pylist() if searching else ():
+        arm = searching[record["trial_id"]]
+        value = record.get(f"recipe.{tuning[arm]['field']}")
+        if record["purpose"] == "primary" and record["status"] == "finished" and value is not None:
+            losses.setdefault(arm, {}).setdefault(float(value), []).append(record["metrics.val_loss"])
+    return losses
