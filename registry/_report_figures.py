@@ -10,7 +10,7 @@ from . import _wording as w
 from . import plots
 from ._blocks import Figure
 from ._report_checks import label_of
-from ._report_tables import judged, mean, ordinary, primary, rows_of, within
+from ._report_tables import judged, mean, ordinary, primary, rows_of
 
 if TYPE_CHECKING:
     from .effects import Effects
@@ -50,7 +50,7 @@ def _forest(found: Effects, names: w.Names, metric: str, rows: list[w.Row], all_
     if len(rows) < all_rows:
         caption += f" The {len(rows)} largest of {all_rows} effects; the table has all."
     title = f"Effects on {w.name(metric)}"
-    axis = f"{what} in {w.name(metric)}, {w.effect_unit(first)} ({better} is better)"
+    axis = f"{what}, {w.effect_unit(first)} ({better} is better)"
     points = [_point(found, names, row) for row in rows]
     return Figure(title, plots.svg(plots.forest(points, axis, margin=margin), title), caption)
 
@@ -58,7 +58,8 @@ def _forest(found: Effects, names: w.Names, metric: str, rows: list[w.Row], all_
 def _point(found: Effects, names: w.Names, row: w.Row) -> dict[str, Any]:
     usual = found.design.baseline.get(row["factor"]) == row["against"]
     label = names.level(row["factor"], row["level"]).text + ("" if usual else f" vs {names.bare(row['against']).text}")
-    label += f" | {where}" if (where := within(row, names)) else ""
+    where = [names.level(factor, level).text for factor, level in (row.get("within") or {}).items()]
+    label = " | ".join([label, *where])
     estimate, low, high = (None if w.missing(value) else value for value in w.effect(row))
     told = f"{label}: {w.interval(row)} {w.effect_unit(row)}, {row['verdict']}"
     return {"label": label, "estimate": estimate, "low": low, "high": high, "verdict": row["verdict"], "told": told}

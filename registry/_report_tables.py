@@ -77,9 +77,9 @@ def answers(found: Effects, names: w.Names) -> list[Answers]:
         costs = [by_metric[one] for one in ("tokens_per_second", "peak_memory_gib") if one in by_metric]
         labels = names.level(factor, level), names.level(factor, against)
         for row in quality.get(key) or [None]:
-            could = smallest.get(row["metric"], math.nan) if row else math.nan
-            phrase = w.answer(row, costs, *labels, found.design.match, could, _doubt(found, row))
             where = within(row, names) if row else ""
+            could = smallest.get(row["metric"], math.nan) if row and not where else math.nan
+            phrase = w.answer(row, costs, *labels, found.design.match, could, _doubt(found, row))
             verdict = row["verdict"] if row else "inconclusive"
             told.append((names.factor(factor), Answer(verdict, (f"Where {where}: ", *phrase) if where else phrase)))
             costs = costs if not where else []  # pooled over the other factor, and so said once
@@ -123,7 +123,7 @@ def verdict_cell(row: w.Row) -> Cell:
         words += ", within the margin"
     if not row["tuned"]:
         words += ", untuned"
-    return Cell(f"{w.SIGNS[row['verdict']]} {words}", verdict=row["verdict"])
+    return Cell(f"{w.SIGNS[row['verdict']]}\u00a0{words}", verdict=row["verdict"])
 
 
 def contrasts(found: Effects, names: w.Names) -> Table:

@@ -29,18 +29,20 @@ VERDICTS = {
     "equivalent": (BLUE, "square"),
     "inconclusive": (FAINT, "circle"),
 }
-_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, Arial, sans-serif"
+_LAID_OUT, _DRAWN = 13, 11.5
+"""Size of the texts when places are made for them, and on the page: a reader's font may be wider than the one they are measured in."""
 _CONFIG: Spec = {
     "background": None,
     "font": "Helvetica, Arial, sans-serif",
     "view": {"stroke": None},
     "axis": {
-        "labelColor": INK, "titleColor": INK, "labelFontSize": 11.5, "titleFontSize": 11.5, "titleFontWeight": "normal",
+        "labelColor": INK, "titleColor": INK, "labelFontSize": _LAID_OUT, "titleFontSize": _LAID_OUT, "titleFontWeight": "normal",
         "gridColor": GRID, "domainColor": FAINT, "tickColor": FAINT, "labelLimit": 170, "titlePadding": 8,
     },
     "axisY": {"titleAnchor": "end", "titleAngle": 0, "titleAlign": "left", "titleBaseline": "bottom", "titleX": 0, "titleY": -10},
     "legend": {
-        "labelColor": INK, "titleColor": INK, "labelFontSize": 11.5, "titleFontSize": 11.5, "titleFontWeight": "normal",
+        "labelColor": INK, "titleColor": INK, "labelFontSize": _LAID_OUT, "titleFontSize": _LAID_OUT, "titleFontWeight": "normal",
         "orient": "bottom", "columns": 2, "columnPadding": 28, "labelLimit": 170, "symbolSize": 70, "symbolStrokeWidth": 0,
         "layout": {"bottom": {"anchor": "start", "direction": "vertical", "margin": 6}},
     },
@@ -76,6 +78,8 @@ def _for_page(text: str, title: str) -> str:
         mark = element.get("role") == "graphics-symbol" and element.get("aria-roledescription") != "axis"
         told = element.attrib.pop("aria-label", "")
         kept = {"class": "mark"} if mark and not len(element) else {}
+        if "font-size" in element.attrib:
+            element.set("font-size", f"{_DRAWN}px")
         for name in _DROPPED:
             element.attrib.pop(name, None)
         element.attrib.update(kept)
@@ -228,7 +232,7 @@ def tradeoff(rows: Data, x: str, y: str, size: str) -> Spec:
     # away from the nearer edge
     middle = sum(end(row["x"] for row in rows) for end in (min, max)) / 2
     align = {"expr": f"datum.x < {middle} ? 'left' : 'right'"}
-    text = {"type": "text", "dy": -15, "align": align, "limit": 150, "fontSize": 11.5, "aria": False}
+    text = {"type": "text", "dy": -15, "align": align, "limit": 150, "fontSize": _LAID_OUT, "aria": False}
     named = {"transform": [{"filter": "datum.label !== ''"}], "encoding": place | {"text": {"field": "label"}}}
     steps = {"type": "line", "color": BLUE, "interpolate": "step-after", "strokeDash": [4, 3], "aria": False}
     points = {"type": "point", "filled": True, "opacity": 0.9, "stroke": PAPER, "strokeWidth": 1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -81,6 +82,14 @@ class Report:
         )
         parts.append(str(self.found.environment.get("device", "")))
         return tuple(_escape.seen(part) for part in parts if part)
+
+    @property
+    def file_name(self) -> str:
+        """Of the suite and scale, for a file without its ending."""
+        return (
+            re.sub(r"[^\w.-]+", "-", f"{self.found.design.suite}-{self.found.design.scale}")[:100].strip("-.")
+            or "report"
+        )
 
     @property
     def description(self) -> str:
