@@ -426,7 +426,7 @@ def report(
             "--output",
             "-o",
             metavar="FILE",
-            help="Where to write it; otherwise a page goes to ABLATE_HOME/reports, text to stdout.",
+            help="Where to write it, instead of ABLATE_HOME/reports (a page) or stdout.",
         ),
     ] = None,
     offline: Offline = False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -114,19 +115,18 @@ def noise(found: Effects) -> Table:
     return table("noise", "Noise, and what this design can show", columns, rows, *notes)
 
 
-def label_of(found: Effects, key: str) -> str:
-    """The label of a cell that a design names by its label or by its id."""
-    return next((str(row["cell"]) for row in ordinary(found) if row["cell_id"] == key), key)
+def labels_of(found: Effects, keys: Iterable[str]) -> dict[str, str]:
+    """The labels of cells that a design names by their labels or by their ids."""
+    known = {row["cell_id"]: str(row["cell"]) for row in ordinary(found)}
+    return {key: known.get(key, key) for key in keys}
 
 
 def drift(found: Effects, names: w.Names) -> Table:
     """How far cells are from the baseline on what they were, and were not, matched on."""
     axes = list(dict.fromkeys(axis for shares in found.design.drift.values() for axis in shares))
+    labels = labels_of(found, found.design.drift)
     rows = [
-        [
-            named(names.bare(label_of(found, key))),
-            *(number(shares.get(axis), _drift(shares.get(axis))) for axis in axes),
-        ]
+        [named(names.bare(labels[key])), *(number(shares.get(axis), _drift(shares.get(axis))) for axis in axes)]
         for key, shares in found.design.drift.items()
     ]
     heads = [f"#{axis.replace('_', ' ')}{' (matched)' if axis == found.design.match else ''}" for axis in axes]
@@ -138,12 +138,12 @@ def _drift(share: float | None) -> str:
 
 
 def tuning(found: Effects, names: w.Names) -> Table:
-    rows = []
+    rows, labels = [], labels_of(found, found.design.tuning)
     for key, one in found.design.tuning.items():
         values = ", ".join(w.number(value) for value in one["values"])
         state = Cell("bracketed") if one["bracketed"] else Cell("untuned: the best is at the edge", verdict="worse")
         seeds = ", ".join(map(str, one["seeds"]))
-        cell = named(names.bare(label_of(found, key)))
+        cell = named(names.bare(labels[key]))
         rows.append([cell, told(one["field"]), Cell(values), number(one["chosen"]), state, Cell(seeds)])
     return table(
         "tuning", "What each arm was given", ("cell", "field", "tried", "#chosen", "state", "tuning seeds"), rows
@@ -180,17 +180,22 @@ _VERSIONS = {
 }
 
 
+RECORDED = (*_VERSIONS, "git_dirty", "environment_id", "environment", "started_at", "finished_at")
+"""The columns of records that tell where they come from."""
+
+
 def versions(records: pd.DataFrame) -> Table:
     """What the trials were run with and on: each value that occurs, and how often."""
-    known = rows_of(records)
-    for record in known:
-        record["git_revision"] += " with uncommitted changes" if record["git_dirty"] else ""
     rows = []
     for column, what in _VERSIONS.items():
-        counted = Counter(str(record[column]) for record in known if record[column])
+        values = list(records[column].fillna(""))
+        if column == "git_revision":
+            dirty = zip(values, records["git_dirty"], strict=True)
+            values = [f"{value} with uncommitted changes" if changed else value for value, changed in dirty]
+        counted = Counter(value for value in values if value)
         rows += [[Cell(what), told(value), number(n)] for value, n in counted.most_common()]
-    span = f"{min(record['started_at'] for record in known)} to {max(record['finished_at'] for record in known)}"
-    rows.append([Cell("recorded"), Cell(_escape.seen(span)), number(len(known))])
+    span = f"{min(records['started_at'])} to {max(records['finished_at'])}"
+    rows.append([Cell("recorded"), Cell(_escape.seen(span)), number(len(records))])
     return table("versions", "Versions and fingerprints", ("what", "value", "#trials"), rows)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from . import _wording as w
 from . import plots
 from ._blocks import Figure
-from ._report_checks import label_of
+from ._report_checks import labels_of
 from ._report_tables import judged, mean, ordinary, primary, rows_of
 
 if TYPE_CHECKING:
@@ -184,11 +184,12 @@ def _band(runs: Sequence[Sequence[Sequence[float]]], series: str) -> list[dict[s
 def tuning(found: Effects, names: w.Names, losses: Losses) -> list[Figure]:
     """The search of each arm: loss over the values tried."""
     searched = [arm for arm in found.design.tuning if arm in losses]
+    labels = labels_of(found, searched)
     figures = []
     for field in dict.fromkeys(str(found.design.tuning[arm]["field"]) for arm in searched):
         arms = [arm for arm in searched if found.design.tuning[arm]["field"] == field]
         for first in range(0, len(arms), plots.MOST):
-            some = {arm: names.bare(label_of(found, arm)).text for arm in arms[first : first + plots.MOST]}
+            some = {arm: names.bare(labels[arm]).text for arm in arms[first : first + plots.MOST]}
             rows = [row for arm, label in some.items() for row in _search(found.design.tuning[arm], losses[arm], label)]
             titles = names.bare(field).text, f"validation loss, {w.unit('val_loss')}", "arm"
             spec = plots.lines(rows, *titles, names=list(some.values()), kind="values")

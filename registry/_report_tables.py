@@ -148,7 +148,9 @@ def contrasts(found: Effects, names: w.Names) -> Table:
         first = by_metric.get(main or "") or next(iter(by_metric.values()))
         rows.append([*cells, number(first["n"]), *_held(first, mixed)])
     columns += ["#n", *_HELD[:mixed]]
-    return table("contrasts", "What each level does, with 95 % intervals", columns, rows, _BOLD)
+    pooled = ["Pooled over the other factors: where an interaction is material, the effects within its levels count."]
+    notes = [_BOLD, *(pooled if len(found.simple_effects) else [])]
+    return table("contrasts", "What each level does, with 95 % intervals", columns, rows, *notes)
 
 
 def every_contrast(found: Effects, names: w.Names) -> Table:

@@ -65,17 +65,14 @@ class Report:
     def context(self) -> tuple[str, ...]:
         """What every number here is of."""
         design = self.found.design
-        trials = [row for row in tables.rows_of(self.found.trials) if row["control"] == ""]
-        finished = sum(row["status"] == "finished" for row in trials)
+        trials = self.found.trials[self.found.trials["control"] == ""]
+        finished = list(trials["status"]).count("finished")
         parts = [
             f"scale {design.scale}",
             f"{design.kind.replace('_', ' ')} design",
-            _many(len({row["cell_id"] for row in trials}), "cell"),
+            _many(len(set(trials["cell_id"])), "cell"),
         ]
-        parts += [
-            _many(len({row["seed"] for row in trials}), "seed"),
-            f"{finished:,} of {_many(len(trials), 'trial')} finished",
-        ]
+        parts += [_many(len(set(trials["seed"])), "seed"), f"{finished:,} of {_many(len(trials), 'trial')} finished"]
         parts.append(w.MATCHED.get(design.match, "budgets differ on purpose").removeprefix("at "))
         parts.append(
             f"margin ±{w.number(design.margin)} {w.unit('val_loss')}" if design.margin else "no margin of equivalence"
@@ -223,18 +220,13 @@ def report(
     found = effects(suite, scale, home=home, tracking_uri=tracking_uri, offline=offline)
     place = home or default_home(), tracking_uri
     mirror = sync(Store.open(*place, create=False), offline=True)  # analysing has brought it up to date
-    others = [
-        name for name in scales(suite, home=home, tracking_uri=tracking_uri, offline=True) if name != found.design.scale
-    ]
-    elsewhere = [
-        effects(suite, name, home=home, tracking_uri=tracking_uri, offline=True) for name in others[:MOST_SCALES]
-    ]
-    return Report(
-        found,
-        Sources(
-            _records(mirror, found), _curves(found), _tuning_losses(mirror, found), across_scales([found, *elsewhere])
-        ),
-    )
+    designs = zip(*(mirror.designs[column].to_pylist() for column in ("suite", "scale")), strict=True)
+    several = len({at for name, at in designs if name == suite}) > 1
+    others = scales(suite, home=home, tracking_uri=tracking_uri, offline=True) if several else []
+    others = [name for name in others if name != found.design.scale][:MOST_SCALES]
+    elsewhere = [effects(suite, name, home=home, tracking_uri=tracking_uri, offline=True) for name in others]
+    compared = across_scales([found, *elsewhere])
+    return Report(found, Sources(_records(mirror, found), _curves(found), _tuning_losses(mirror, found), compared))
 
 
 def _records(mirror: Mirror, found: Effects) -> pd.DataFrame:
@@ -245,7 +237,7 @@ def _records(mirror: Mirror, found: Effects) -> pd.DataFrame:
         else pd.DataFrame({"record_id": []}, dtype=str)
     )
     with Sandbox(mirror, shown=known) as sandbox:
-        return sandbox.frame("SELECT trials.* FROM trials JOIN shown USING (record_id)")
+        return sandbox.frame(f"SELECT {', '.join(checks.RECORDED)} FROM trials JOIN shown USING (record_id)")
 
 
 def _curves(found: Effects) -> dict[str, figures.Curves]:
@@ -261,7 +253,7 @@ def _curves(found: Effects) -> dict[str, figures.Curves]:
 def _tuning_losses(mirror: Mirror, found: Effects) -> figures.Losses:
     """Of the finished runs of a search; the value tried is the one in the recipe."""
     tuning = found.design.tuning
-    arm_of = {cell: arm for arm in tuning for cell in (arm, checks.label_of(found, arm))}
+    arm_of = {cell: arm for arm, label in checks.labels_of(found, tuning).items() for cell in (arm, label)}
     searching = {
         trial["trial_id"]: arm for trial in found.design.trials
         if trial.get("stage") == "tune" and (arm := arm_of.get(cell_label(found.design, trial["levels"])))
