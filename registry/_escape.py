@@ -26,6 +26,7 @@ _LATEX = {
         "▲": r"\blacktriangle", "▼": r"\blacktriangledown", "■": r"\blacksquare", "○": r"\circ", "◆": r"\blacklozenge",
     }.items()},
 }  # fmt: skip
+_NO_T1 = "ĦħĸĿŀŉŦŧſ"
 _MARKDOWN = {"&": "&amp;", "<": "&lt;", ">": "&gt;", **{sign: f"\\{sign}" for sign in "\\`*|$~"}}
 
 
@@ -36,7 +37,11 @@ def seen(text: str) -> str:
 
 def latex(text: str) -> str:
     """For LaTeX with `amssymb`, on one line. Letters that the T1 encoding lacks are given by their number: `U+4E2D`."""
-    return "".join(_LATEX.get(sign) or (sign if sign <= "\u017f" else f"U+{ord(sign):04X}") for sign in seen(text))
+    known = (
+        _LATEX.get(sign) or (sign if sign <= "\u017f" and sign not in _NO_T1 else f"U+{ord(sign):04X}")
+        for sign in seen(text)
+    )
+    return "".join(known)
 
 
 def markdown(text: str) -> str:

@@ -186,14 +186,18 @@ RECORDED = (*_VERSIONS, "git_dirty", "environment_id", "environment", "started_a
 
 def versions(records: pd.DataFrame) -> Table:
     """What the trials were run with and on: each value that occurs, and how often."""
+    changed = [" with uncommitted changes" if dirty else "" for dirty in records["git_dirty"]]
     rows = []
     for column, what in _VERSIONS.items():
-        values = list(records[column].fillna(""))
-        if column == "git_revision":
-            dirty = zip(values, records["git_dirty"], strict=True)
-            values = [f"{value} with uncommitted changes" if changed else value for value, changed in dirty]
-        counted = Counter(value for value in values if value)
-        rows += [[Cell(what), told(value), number(n)] for value, n in counted.most_common()]
+        suffixes = changed if column == "git_revision" else [""] * len(changed)
+        counted = Counter(
+            (value, suffix) for value, suffix in zip(records[column].fillna(""), suffixes, strict=True) if value
+        )
+        for (value, suffix), n in counted.most_common():
+            shown = told(str(value)[:16])
+            rows.append(
+                [Cell(what), replace(shown, text=shown.text + suffix, full=_escape.seen(str(value))), number(n)]
+            )
     span = f"{min(records['started_at'])} to {max(records['finished_at'])}"
     rows.append([Cell("recorded"), Cell(_escape.seen(span)), number(len(records))])
     return table("versions", "Versions and fingerprints", ("what", "value", "#trials"), rows)

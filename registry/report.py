@@ -134,6 +134,8 @@ class Report:
             blocks += [tables.contrasts(self.found, self.names), tables.every_contrast(self.found, self.names)]
         if len(self.found.main_effects):
             blocks.append(tables.main_effects(self.found, self.names))
+        if len(self.found.variance):
+            blocks.append(tables.variance(self.found, self.names))
         return Section("effects", "Effects", tuple(blocks))
 
     def _interactions(self) -> Section:
@@ -147,8 +149,6 @@ class Report:
             blocks.append(tables.simple_effects(found, names))
         if any(one["aliases"] for one in found.design.aliases):
             blocks.append(tables.aliases(found, names))
-        if len(found.variance):
-            blocks.append(tables.variance(found, names))
         return Section("interactions", "Interactions", tuple(blocks))
 
     def _scales(self) -> Section:

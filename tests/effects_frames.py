@@ -9,12 +9,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from registry_records import ENVIRONMENT, cell_id, design, trial_id
+from registry_records import ENVIRONMENT, design
 
 from registry.effects import Effects, analyse
 from registry.record import DesignRecord
+from registry.report import Report, Sources
 
 NAN = math.nan
+NOTHING = Sources(pd.DataFrame(), {}, {}, pd.DataFrame())
+HOSTILE = ["<script>alert(1)</script>", "\"><img src=x onerror='alert(1)'>", "{{ 7 * 7 }} <% x %> ${x}",
+           r"\input{/etc/passwd} $x^2_3$ #1 %",
+           "a|b`c`*d*[e](javascript:f)", "x" * 10_000, "x" * 9_999 + "y",
+           "层归一化 ∑ \u202egnp.exe \x00\x1b[31m"]  # fmt: skip
 ACTIVATION, NORM = "model.activation", "model.norm"
 FACTORS = {ACTIVATION: ["gelu", "swiglu", "relu2"], NORM: ["layernorm", "rmsnorm"]}
 USUAL = {
@@ -40,7 +46,7 @@ def planted_contrasts() -> list[dict[str, Any]]:
     return [
         contrast("val_loss", ACTIVATION, "swiglu", "gelu", "-0.043 -0.048 -0.038", "better"),
         contrast("val_loss", ACTIVATION, "relu2", "gelu", "0.021 0.014 0.028", "worse"),
-        contrast("val_loss", NORM, "rmsnorm", "layernorm", "0.0007 -0.0021 0.0035", "equivalent", p_equivalence=0.001, within_margin=True, **WIDE),
+        contrast("val_loss", NORM, "rmsnorm", "layernorm", "0.0007 -0.0021 0.0035", "equivalent", within_margin=True, **WIDE),
         contrast("tokens_per_second", ACTIVATION, "swiglu", "gelu", "0.97 0.96 0.98", "worse"),
         contrast("tokens_per_second", ACTIVATION, "relu2", "gelu", "1.004 0.988 1.021", "inconclusive", **WIDE),
         contrast("tokens_per_second", NORM, "rmsnorm", "layernorm", "1.021 1.015 1.027", "better"),
@@ -84,16 +90,13 @@ def planted(rows: list[dict[str, Any]] | None = None, declared: DesignRecord | N
     return replace(found, contrasts=contrasts, environment={"device": "AMD EPYC"}, **others)
 
 
-__all__ = [
-    "ACTIVATION",
-    "FACTORS",
-    "NORM",
-    "WIDE",
-    "cell_id",
-    "contrast",
-    "planted",
-    "planted_contrasts",
-    "planted_design",
-    "simulated",
-    "trial_id",
-]
+def hostile() -> Report:
+    """On a suite whose factors, levels and texts are all meant to break a page."""
+    factors = {f"model.{HOSTILE[0]}": HOSTILE, NORM: ["layernorm", "rmsnorm"]}
+    texts = {
+        "suite": HOSTILE[1],
+        "description": HOSTILE[0] + "|" + HOSTILE[3],
+        "suite_text": "```\n" + "\n".join(HOSTILE),
+    }
+    declared = planted_design(factors, **texts)
+    return Report(analyse(declared, simulated(declared)), NOTHING)
