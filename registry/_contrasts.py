@@ -8,12 +8,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from scipy import stats
 
 from ._aliases import aliases
-from ._fit import NONE, Array, Estimate, Model, paired, welch
-from ._grid import QUALITY, Grid, columns, confounded, is_ratio
+from ._fit import NONE, Array, Estimate, paired, welch
+from ._grid import QUALITY, Frame, Grid, columns, confounded, is_ratio
 from .rank import holm
 from .record import METRICS
 
@@ -118,11 +117,11 @@ def _correlation(both: Array) -> float:
 def _modelled(grid: Grid, y: Array, place: int, level: int, against: int) -> dict[str, Any]:
     """The difference of two levels in a model of main effects, where no two cells differ in the factor alone."""
     there = np.isfinite(y)
-    made = columns(grid.codes[there], [])
+    made, model = grid.model(np.flatnonzero(there), ())
     if not {level, against} <= set(made.levels[place].tolist()):
         return {"reason": "no finished run of one of the two"}
     contrast = made.contrast((place,), [level]) - made.contrast((place,), [against])
-    estimate = Model(made.x, grid.seeds[there]).fit(y[there]).estimate(contrast)
+    estimate = model.fit(y[there]).estimates(contrast[None])[0]
     reason = "" if estimate.df > 0.0 else "one seed" if estimate.n == 1 else "the runs cannot tell it"
     return {"estimate": estimate, "reason": reason}
 
@@ -141,8 +140,8 @@ def _by_rounds(grid: Grid, measured: Any, place: int, cube: Array) -> dict[str, 
         design = np.hstack([np.ones((len(made.x), 1)), made.x])
         weights = np.append(0.0, contrast) @ np.linalg.pinv(design)
     else:
-        cells = at[cube].max(2)
-        shared = (cells >= 0).all(0)
+        cells: Array = at[cube].max(2)
+        shared = np.asarray((cells >= 0).all(0))
         if not shared.any():
             return {"reason": "not measured in the pass for speed"}
         weights[cells[0, shared]] += 1.0 / shared.sum()
@@ -156,9 +155,9 @@ def _with_divergence(grid: Grid, cube: Array, made: Compared) -> Compared:
     shared = cube if confounded(grid.design) else np.where(((cube >= 0).any(2).all(0))[:, None], cube, -1)
     status = np.append(np.where(grid.diverged, 1.0, np.where(grid.finished, 0.0, np.nan)), np.nan)
     outcome = status[shared]
-    known = np.isfinite(outcome)
-    seeds = known.any(1)
-    whole = (np.where(known, outcome, 1.0).min(1) > 0.0) & seeds
+    known = np.asarray(np.isfinite(outcome))
+    seeds = np.asarray(known.any(1))
+    whole = np.asarray(np.where(known, outcome, 1.0).min(1) > 0.0) & seeds
     rates = [float(outcome[arm][known[arm]].mean()) if known[arm].any() else 0.0 for arm in (0, 1)]
     counted = replace(
         made, diverged=(int(whole[0].sum()), int(whole[1].sum())), seeds=(int(seeds[0].sum()), int(seeds[1].sum())),
@@ -184,7 +183,7 @@ def _tuned(grid: Grid, rows: Array) -> bool:
     return all(one.get("bracketed", False) for one in found)
 
 
-def controls(grid: Grid, trials: pd.DataFrame, metric: str) -> list[Compared]:
+def controls(grid: Grid, trials: Frame, metric: str) -> list[Compared]:
     """Each control against the baseline: of other seeds by Welch's t, of the same by pairs. None where the pass for speed,
     which has no controls, tells the metric."""
     if grid.measured(metric) is not None:
@@ -238,7 +237,8 @@ def _p(one: Compared) -> float:
     if not _by_divergence(one):
         return one.estimate.p()
     table = [[count, n - count] for count, n in zip(one.diverged, one.seeds, strict=True)]
-    return float(stats.fisher_exact(table).pvalue)
+    found: Any = stats.fisher_exact(table)
+    return float(found.pvalue)
 
 
 def _row(one: Compared, metric: str, margin: float | None, p: float, p_holm: float, family: int) -> dict[str, Any]:

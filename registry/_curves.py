@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ._fit import paired
+from ._grid import Frame
 
 CAVEAT = (
     "a point on the way, not a final one: schedules that would have been shorter decay earlier, and ranks flip before they "
@@ -18,7 +19,7 @@ SHARED = "; speed is of runs that shared the device"
 Curves = dict[str, dict[str, list[list[float]]]]
 
 
-def _timed(trials: pd.DataFrame, curves: Curves, factors: list[str]) -> list[dict[str, Any]]:
+def _timed(trials: Frame, curves: Curves, factors: list[str]) -> list[dict[str, Any]]:
     """Each run's validation curve with the seconds of training at its points, at the cell's speed: of runs that had the
     device to themselves, where there are any."""
     made = []
@@ -41,7 +42,7 @@ def _timed(trials: pd.DataFrame, curves: Curves, factors: list[str]) -> list[dic
     return made
 
 
-def time_to_target(trials: pd.DataFrame, curves: Curves, factors: list[str], target: float | None) -> pd.DataFrame:
+def time_to_target(trials: Frame, curves: Curves, factors: list[str], target: float | None) -> Frame:
     """A row per cell: seconds of training (geometric mean over the seeds that get there, 95 % interval) until val_loss is at
     `target`, by linear interpolation between evaluations; `reached` of `n` seeds. By default the target is the mean final loss of the
     worst cell, which most runs reach."""
@@ -77,7 +78,7 @@ def _crossing(seconds: np.ndarray, loss: np.ndarray, target: float) -> float | N
     return float(seconds[place - 1] + share * (seconds[place] - seconds[place - 1]))
 
 
-def loss_at_equal_time(trials: pd.DataFrame, curves: Curves, factors: list[str]) -> pd.DataFrame:
+def loss_at_equal_time(trials: Frame, curves: Curves, factors: list[str]) -> Frame:
     """A row per cell: val_loss, interpolated, after as many seconds of training as the fastest run took to its end; mean over
     seeds with its 95 % interval."""
     runs = _timed(trials, curves, factors)

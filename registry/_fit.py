@@ -77,14 +77,15 @@ def paired(differences: Array) -> Estimate:
         seeds = there.any(0)
         return Estimate(float(np.nanmean(differences[counts > 0], 1).mean()), math.nan, 0.0, int(seeds.sum()))
     there, counts = there[kept], counts[kept][:, None]
-    filled = np.where(there, differences[kept], 0.0)
+    n, filled = int(there.any(0).sum()), np.where(there, differences[kept], 0.0)
     means = filled.sum(1, keepdims=True) / counts
     weights = there / (len(counts) * counts * np.sqrt(1.0 - 1.0 / counts))
     scores = (weights * (filled - means)).sum(0)
     across = weights / np.sqrt(counts)
     omega = np.diag((weights**2).sum(0)) - across.T @ across
-    df = np.trace(omega) ** 2 / (omega**2).sum()
-    return Estimate(float(means.mean()), float(scores @ scores), float(df), int(there.any(0).sum()))
+    whole = there[:, there.any(0)].all()
+    df = n - 1.0 if whole else float(np.trace(omega) ** 2 / (omega**2).sum())
+    return Estimate(float(means.mean()), float(scores @ scores), df, n)
 
 
 def welch(first: Array, second: Array) -> Estimate:
@@ -115,14 +116,21 @@ class Model:
     def __init__(self, columns: Array, seeds: Array) -> None:
         _, self._block = np.unique(seeds, return_inverse=True)
         self.n_seeds = int(self._block.max(initial=-1)) + 1
+        self._runs = [np.flatnonzero(self._block == seed) for seed in range(self.n_seeds)]
         inside = self._within(columns)
         values, vectors = np.linalg.eigh(inside.T @ inside)
         kept = values > _TINY * max(values.max(initial=0.0), 1.0)
         self._space, self.root = vectors[:, kept], vectors[:, kept] / np.sqrt(values[kept])
         self.basis = inside @ self.root
         """An orthonormal basis of what X can fit within seeds [run, rank]."""
-        per_seed = [self.basis[self._block == seed] for seed in range(self.n_seeds)]
+        per_seed = [self.basis[runs] for runs in self._runs]
         self._leverage = np.array([z.T @ z for z in per_seed]).reshape(self.n_seeds, *[self.rank] * 2)
+        self._whole = (
+            self.n_seeds > 1 and np.abs(self._leverage - np.eye(self.rank) / self.n_seeds).max(initial=0.0) < _TINY
+        )
+        if self._whole:  # every seed has the same runs
+            self._bend = np.broadcast_to(np.eye(self.rank) / np.sqrt(1.0 - 1.0 / self.n_seeds), self._leverage.shape)
+            return
         k, v = np.linalg.eigh(self._leverage)
         alone = k > 1.0 - 1e-7
         self._bend = (v * np.where(alone, 0.0, 1.0 / np.sqrt(np.where(alone, 1.0, 1.0 - k)))[:, None]) @ v.swapaxes(
@@ -137,35 +145,38 @@ class Model:
 
     def _within(self, values: Array) -> Array:
         """Less the mean of the seed."""
-        counts = np.bincount(self._block, minlength=self.n_seeds)[self._block]
-        table = values if values.ndim == 2 else values[:, None]
-        sums = np.zeros((self.n_seeds, table.shape[1]))
-        np.add.at(sums, self._block, table)
-        return (table - sums[self._block] / counts[:, None]).reshape(values.shape)
+        left = np.array(values, dtype=float)
+        for runs in self._runs:
+            left[runs] -= left[runs].mean(0)
+        return left
 
-    def direction(self, contrast: Array) -> Array | None:
-        """The contrast of coefficients in the coordinates of the basis; None where the runs cannot tell it."""
-        if np.abs(contrast - self._space @ (self._space.T @ contrast)).max(initial=0.0) > 1e-6:
-            return None
-        return self.root.T @ contrast
+    def directions(self, contrasts: Array) -> tuple[Array, Array]:
+        """Contrasts [q, coefficient] in the coordinates of the basis [q, rank], and which of them the runs can tell."""
+        inside = contrasts @ self._space @ self._space.T
+        return contrasts @ self.root, np.abs(contrasts - inside).max(1, initial=0.0) <= 1e-6
 
     def fit(self, y: Array) -> Fit:
         inside = self._within(y)
-        products = np.zeros((self.n_seeds, self.rank))
-        np.add.at(products, self._block, self.basis * inside[:, None])
+        products = np.array([self.basis[runs].T @ inside[runs] for runs in self._runs]).reshape(self.n_seeds, self.rank)
         gamma = products.sum(0)
-        scores = np.einsum("gij,gj->gi", self._bend, products - self._leverage @ gamma)
-        return Fit(self, gamma, scores, float(((y - y.mean()) ** 2).sum()), float((inside**2).sum()))
+        scores = (self._bend @ (products - self._leverage @ gamma)[:, :, None])[:, :, 0]
+        return Fit(self, gamma, scores, float(y.var() * len(y)) if len(y) else 0.0, float((inside**2).sum()))
 
-    def df(self, direction: Array) -> float:
-        """Bell and McCaffrey's, of a contrast; 0 where one seed alone decides it."""
-        if np.abs(self._alone @ direction).max(initial=0.0) > 1e-6 * np.abs(direction).max(initial=0.0):
-            return 0.0
-        bent = self._bend @ direction
-        across = np.einsum("gij,gj->gi", self._leverage, bent)
-        omega = np.diag((across * bent).sum(1)) - across @ across.T
-        total = (omega**2).sum()
-        return float(np.trace(omega) ** 2 / total) if total > 0.0 else 0.0
+    def df(self, directions: Array) -> Array:
+        """Bell and McCaffrey's, of each of `directions` [q, rank]; 0 where one seed alone decides it."""
+        if self._whole:
+            return np.full(len(directions), self.n_seeds - 1.0)
+        bent = self._bend @ directions.T
+        across = self._leverage @ bent
+        omega = -np.einsum("giq,hiq->qgh", across, across, optimize=True)
+        seeds = np.arange(self.n_seeds)
+        omega[:, seeds, seeds] += (across * bent).sum(1).T
+        squared, trace = (omega**2).sum((1, 2)), np.trace(omega, axis1=1, axis2=2)
+        alone = np.abs(self._alone @ directions.T).max((0, 1), initial=0.0) > 1e-6 * np.abs(directions).max(
+            1, initial=0.0
+        )
+        known = ~alone & (squared > 0.0)
+        return np.where(known, trace**2 / np.where(known, squared, 1.0), 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,15 +194,15 @@ class Fit:
         """The shortest of those that fit best."""
         return self.model.root @ self.gamma
 
-    def estimate(self, contrast: Array) -> Estimate:
-        """Of a contrast of the coefficients."""
-        direction = self.model.direction(contrast)
-        if direction is None:
-            return NONE
-        scores = self.scores @ direction
-        return Estimate(
-            float(self.gamma @ direction), float(scores @ scores), self.model.df(direction), self.model.n_seeds
-        )
+    def estimates(self, contrasts: Array) -> list[Estimate]:
+        """Of contrasts of the coefficients [q, coefficient]."""
+        directions, known = self.model.directions(contrasts)
+        values, variances = directions @ self.gamma, ((self.scores @ directions.T) ** 2).sum(0)
+        dfs = self.model.df(directions)
+        return [
+            Estimate(float(value), float(variance), float(df), self.model.n_seeds) if there else NONE
+            for value, variance, df, there in zip(values, variances, dfs, known, strict=True)
+        ]
 
     def block_test(self, directions: Array) -> tuple[float, float, float]:
         """(F, df, p) that all `directions` [q, rank], orthonormal, are zero.
@@ -200,7 +211,7 @@ class Fit:
         bias: it needs no inverse of V, which five seeds cannot give (Brunner, Dette and Munk 1997; Huynh and Feldt 1976 as corrected
         by Lecoutre 1991). Where no run is missing it is the univariate test of repeated measures with the seed as subject.
         """
-        nu = float(np.mean([self.model.df(direction) for direction in directions]))
+        nu = float(self.model.df(directions).mean())
         seeds = self.scores @ directions.T
         variance = seeds.T @ seeds
         trace, squared = float(np.trace(variance)), float((variance**2).sum())

@@ -6,14 +6,17 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
-from ._fit import Array, Estimate, together
+from ._fit import Array, Estimate, Model, together
 from .record import METRICS, DesignRecord
 
+Frame = Any
+"""A `pandas.DataFrame`; what pandas declares of selections from one is too wide for a type checker."""
 QUALITY = ("val_loss", "val_bpb")
 ANALYSED = (*QUALITY, "tokens_per_second", "peak_memory_gib")
 DECLARED_CELLS = ("one_at_a_time", "leave_one_out")
@@ -34,7 +37,7 @@ def confounded(design: DesignRecord) -> bool:
 
 def sum_code(levels: int) -> Array:
     """A row for each level, [levels, levels - 1]: the columns sum to zero over the levels; of two the first is +1."""
-    return np.vstack([np.eye(levels - 1), -np.ones(levels - 1)])
+    return np.vstack([np.eye(levels - 1), np.full(levels - 1, -1.0)]) if levels else np.zeros((0, 0))
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Grid:
     """The ordinary trials of a design: a row of `frame` each, and its levels as places in `design.factors`."""
 
     design: DesignRecord
-    frame: pd.DataFrame
+    frame: Frame
 
     @cached_property
     def factors(self) -> list[str]:
@@ -115,9 +118,23 @@ class Grid:
 
     def _joint(self, places: Sequence[int]) -> Array:
         """One number for each combination of the levels of some factors."""
-        if not len(places):
-            return np.zeros(len(self.frame), dtype=np.int64)
-        return np.unique(self.codes[:, list(places)], axis=0, return_inverse=True)[1].reshape(-1)
+        joint = np.zeros(len(self.frame), dtype=np.int64)
+        for place in places:
+            joint = joint * len(self.design.factors[self.factors[place]]) + self.codes[:, place]
+            joint = np.unique(joint, return_inverse=True)[1]  # small numbers again
+        return joint
+
+    def model(self, rows: Array, pairs: Sequence[tuple[int, int]]) -> tuple[Columns, Model]:
+        """Of main effects and the interactions of `pairs`, with the seeds of these rows as blocks. Metrics share it."""
+        key = rows.tobytes(), tuple(pairs)
+        if key not in self._models:
+            made = columns(self.codes[rows], pairs)
+            self._models[key] = made, Model(made.x, self.seeds[rows])
+        return self._models[key]
+
+    @cached_property
+    def _models(self) -> dict[tuple[bytes, tuple[tuple[int, int], ...]], tuple[Columns, Model]]:
+        return {}
 
     @cached_property
     def _values(self) -> dict[str, Array]:
@@ -170,19 +187,19 @@ class Measured:
 class Columns:
     """The columns of a linear model in sum-coded factors: [run, coefficient], and those of each effect.
 
-    An effect is the places of its factors. `levels` are those that have runs, of each factor.
+    An effect is the places of its factors. `levels` are those that have runs, of each factor, and `codes` their sum codes.
     """
 
     x: Array
     effects: dict[tuple[int, ...], slice]
     levels: list[Array]
+    codes: list[Array]
 
     def contrast(self, effect: tuple[int, ...], codes: Sequence[int]) -> Array:
         """Coefficients of what levels `codes` of the factors of `effect` depart by from all of lower order."""
         row = np.ones(1)
         for place, code in zip(effect, codes, strict=True):
-            at = int(np.flatnonzero(self.levels[place] == code)[0])
-            row = np.multiply.outer(row, sum_code(len(self.levels[place]))[at]).reshape(-1)
+            row = np.multiply.outer(row, self.codes[place][np.searchsorted(self.levels[place], code)]).reshape(-1)
         contrast = np.zeros(self.x.shape[1])
         contrast[self.effects[effect]] = row
         return contrast
@@ -191,10 +208,11 @@ class Columns:
 def columns(codes: Array, pairs: Sequence[tuple[int, int]]) -> Columns:
     """Main effects of all factors, and the interactions of `pairs`, of runs with these levels [run, factor]."""
     levels = [np.unique(codes[:, place]) for place in range(codes.shape[1])]
-    main = [sum_code(len(known))[np.searchsorted(known, codes[:, p])] for p, known in enumerate(levels)]
+    coded = [sum_code(len(known)) for known in levels]
+    main = [coded[p][np.searchsorted(known, codes[:, p])] for p, known in enumerate(levels)]
     blocks: dict[tuple[int, ...], Array] = {(place,): block for place, block in enumerate(main)}
     for one, other in pairs:
         blocks[one, other] = (main[one][:, :, None] * main[other][:, None, :]).reshape(len(codes), -1)
     ends = list(itertools.accumulate((block.shape[1] for block in blocks.values()), initial=0))
     effects = {effect: slice(*span) for effect, span in zip(blocks, itertools.pairwise(ends), strict=True)}
-    return Columns(np.hstack([np.zeros((len(codes), 0)), *blocks.values()]), effects, levels)
+    return Columns(np.hstack([np.zeros((len(codes), 0)), *blocks.values()]), effects, levels, coded)

@@ -57,43 +57,55 @@ class Linear:
         return self.grid.codes[self.rows]
 
     @cached_property
-    def seeds(self) -> Array:
-        """Blocks: what was measured once is one block."""
-        return np.zeros(len(self.rows), dtype=int) if self.measured is not None else self.grid.seeds[self.rows]
-
-    @cached_property
     def pairs(self) -> list[tuple[int, int]]:
         """Pairs of factors, of at least two levels each, all of whose combinations have runs."""
         if self.grid.design.kind in DECLARED_CELLS:
             return []
-        levels = [len(np.unique(self.codes[:, place])) for place in range(self.codes.shape[1])]
+        levels = [len(np.unique(column)) for column in self.codes.T]
         return [
             (a, b) for a, b in itertools.combinations(range(len(levels)), 2)
-            if min(levels[a], levels[b]) > 1 and len(np.unique(self.codes[:, [a, b]], axis=0)) == levels[a] * levels[b]
+            if min(levels[a], levels[b]) > 1 and self._combinations(a, b) == levels[a] * levels[b]
         ]  # fmt: skip
+
+    def _combinations(self, a: int, b: int) -> int:
+        """How many combinations of levels of two factors have runs."""
+        return len(set(zip(self.codes[:, a].tolist(), self.codes[:, b].tolist(), strict=True)))
 
     @cached_property
     def columns(self) -> Columns:
-        return columns(self.codes, [] if confounded(self.grid.design) else self.pairs)
+        return self._fit(() if confounded(self.grid.design) else self.pairs)[0]
 
     @cached_property
     def fitted(self) -> Fit:
-        return Model(self.columns.x, self.seeds).fit(self.y)
+        return self._fit(() if confounded(self.grid.design) else self.pairs)[1]
 
-    def estimate(self, contrast: Array) -> Estimate:
-        """Of a contrast of the coefficients of `columns`."""
+    def _fit(self, pairs: Sequence[tuple[int, int]]) -> tuple[Columns, Fit]:
+        """What was measured once is one block."""
         if self.measured is None:
-            return self.fitted.estimate(contrast)
-        direction = self.fitted.model.direction(contrast)
-        return NONE if direction is None else self.measured.estimate(self.fitted.model.basis @ direction)
+            made, model = self.grid.model(self.rows, pairs)
+        else:
+            made = columns(self.codes, pairs)
+            model = Model(made.x, np.zeros(len(self.rows)))
+        return made, model.fit(self.y)
+
+    def estimates(self, contrasts: Array, fit: Fit) -> list[Estimate]:
+        """Of contrasts of the coefficients of `fit`."""
+        if self.measured is None:
+            return fit.estimates(contrasts)
+        directions, known = fit.model.directions(contrasts)
+        weights = directions @ fit.model.basis.T
+        return [self.measured.estimate(one) if there else NONE for one, there in zip(weights, known, strict=True)]
 
     def main_effects(self) -> list[dict[str, Any]]:
         """Of each level, its departure from the grand mean over the grid, all other factors' levels weighted alike."""
-        ratio, made = is_ratio(self.metric), []
+        ratio, made, levels = is_ratio(self.metric), [], self.columns.levels
+        known = [(place, code) for place, seen in enumerate(levels) if len(seen) > 1 for code in seen.tolist()]
+        contrasts = np.array([self.columns.contrast((place,), [code]) for place, code in known])
+        contrasts = contrasts.reshape(len(known), self.columns.x.shape[1])
+        estimates = dict(zip(known, self.estimates(contrasts, self.fitted), strict=True))
         for place, factor in enumerate(self.grid.factors):
             for code, level in enumerate(self.grid.design.factors[factor]):
-                there = len(self.columns.levels[place]) > 1 and code in self.columns.levels[place]
-                found = self.estimate(self.columns.contrast((place,), [code])) if there else NONE
+                found = estimates.get((place, code), NONE)
                 shown = [math.exp(v) if ratio else v for v in (found.value, *found.interval())]
                 made.append({
                     "metric": self.metric, "scale": "ratio" if ratio else "difference", "factor": factor, "level": level,
@@ -129,8 +141,7 @@ class Linear:
     def _pair(self, pair: tuple[int, int]) -> Pair | None:
         """None where the runs cannot tell it from main effects (or, in a full factorial, from other pairs)."""
         if confounded(self.grid.design):
-            made = columns(self.codes, [pair])
-            fit = Model(made.x, self.seeds).fit(self.y)
+            made, fit = self._fit([pair])
         else:
             made, fit = self.columns, self.fitted
         model, block = fit.model, made.effects[pair]
@@ -149,11 +160,7 @@ class Linear:
         estimate = NONE
         if len(directions) == 1:
             contrast = made.contrast(pair, [made.levels[pair[0]][0], made.levels[pair[1]][0]])
-            direction = model.direction(contrast)
-            assert direction is not None
-            estimate = (
-                fit.estimate(contrast) if self.measured is None else self.measured.estimate(model.basis @ direction)
-            )
+            estimate = self.estimates(contrast[None], fit)[0]
         share = float(((directions @ fit.gamma) ** 2).sum()) / fit.total if fit.total > 0.0 else 0.0
         return Pair(pair, f, df, p, share, size, largest, estimate, model.basis @ directions.T)
 

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-import pandas as pd
-
 from ._aliases import effect_name
-from ._grid import DECLARED_CELLS, Grid, confounded
+from ._grid import DECLARED_CELLS, Frame, Grid, confounded
 from .record import STATUSES
 
 
-def caveats(
-    grid: Grid, trials: pd.DataFrame, metrics: tuple[str, ...], parts: Mapping[str, pd.DataFrame]
-) -> Iterator[str]:
+def caveats(grid: Grid, trials: Frame, metrics: tuple[str, ...], parts: Mapping[str, Frame]) -> Iterator[str]:
     """In the order of their weight: what is missing, what the design cannot tell, what was assumed."""
     contrasts, design = parts["contrasts"], grid.design
     ordinary = grid.frame
@@ -72,14 +68,14 @@ def _lost(grid: Grid) -> Iterator[str]:
             yield f"{effect_name(grid.design, [factor])}: no finished run of {', '.join(gone)}, which the model leaves out."
 
 
-def _untuned(contrasts: pd.DataFrame, tuning: Mapping[str, object]) -> Iterator[str]:
+def _untuned(contrasts: Frame, tuning: Mapping[str, object]) -> Iterator[str]:
     untuned = contrasts[~contrasts["tuned"].astype(bool)]
     if tuning and len(untuned):
         names = dict.fromkeys(f"{row.factor.rpartition('.')[2]} {row.level}" for row in untuned.itertuples())
         yield f"Untuned, for the best rate lies at the edge of what was searched, and so not called worse: {_listed(list(names))}."
 
 
-def _of_design(grid: Grid, metrics: tuple[str, ...], parts: Mapping[str, pd.DataFrame]) -> Iterator[str]:
+def _of_design(grid: Grid, metrics: tuple[str, ...], parts: Mapping[str, Frame]) -> Iterator[str]:
     design, pairs, main = grid.design, parts["interactions"], parts["main_effects"]
     several = len(design.factors) > 1
     if design.kind in DECLARED_CELLS and several:
@@ -109,7 +105,7 @@ def _of_design(grid: Grid, metrics: tuple[str, ...], parts: Mapping[str, pd.Data
         )
 
 
-def _controls(contrasts: pd.DataFrame) -> Iterator[str]:
+def _controls(contrasts: Frame) -> Iterator[str]:
     for row in contrasts[contrasts["factor"] == "(control)"].itertuples():
         if row.level == "A/A" and row.verdict in ("better", "worse"):
             yield f"The A/A copy of the baseline is called {row.verdict} in {row.metric}: a false alarm, or a fault of the set-up."

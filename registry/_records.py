@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ._grid import ANALYSED, PASS
+from ._grid import ANALYSED, PASS, Frame
 from ._summary import SIZES
 from .home import home as default_home
 from .leaderboard import SAME_TEXT, RegistryEmpty
@@ -19,8 +19,10 @@ from .sql import Sandbox, cell_label
 from .store import Store
 
 NUMBERS = (*ANALYSED, *SIZES, "train_seconds", "validation_bytes")
-_FIELDS = """trial_id, environment_id, purpose, status, cause, exclusive, record_id, evaluation_fingerprint, text_fingerprint,
-    finished_at, git_revision, git_dirty, code_fingerprint""".split(", ")
+_FIELDS = """
+    trial_id status cause exclusive record_id evaluation_fingerprint text_fingerprint finished_at
+    git_revision git_dirty code_fingerprint
+""".split()
 _RECORDS = """
     SELECT trials.* FROM (SELECT DISTINCT trial_id FROM designs WHERE design_id = '{design}') JOIN trials USING (trial_id)
     WHERE trials.counts OR trials.purpose = 'speed' AND trials.status = 'finished' AND trials.exclusive
@@ -49,21 +51,19 @@ def latest(mirror: Mirror, suite: str) -> dict[str, DesignRecord]:
 
 def trials_of(
     mirror: Mirror, design: DesignRecord, environment_id: str | None
-) -> tuple[pd.DataFrame, dict[str, Any], list[str]]:
+) -> tuple[Frame, dict[str, Any], list[str]]:
     """The trials of a design in one environment (see `Effects.trials`), that environment, and what a reader must know.
 
     The environment is the one asked for, else that with the most finished trials, the newest of them. Raises `RegistryEmpty`.
     """
     with Sandbox(mirror) as sandbox:
-        records = sandbox.frame(_RECORDS.format(design=design.design_id))
+        records: Frame = sandbox.frame(_RECORDS.format(design=design.design_id))
     chosen, notes = _environment(records, design, environment_id)
     records = records[records["environment_id"] == chosen]
     table = pd.DataFrame([_declared(design, trial) for trial in design.trials if trial.get("stage") != "tune"])
     table["environment_id"] = chosen
     primary = records[records["purpose"] == "primary"]
-    wanted = [
-        name for name in (*_FIELDS, *NUMBERS, "curves") if name in primary and name not in ("environment_id", "purpose")
-    ]
+    wanted = [name for name in (*_FIELDS, *NUMBERS) if name in primary]
     table = table.merge(primary[wanted], on="trial_id", how="left")
     table["status"] = table["status"].fillna("missing")
     table["exclusive"] = table["exclusive"].fillna(False).astype(bool)
@@ -75,7 +75,7 @@ def trials_of(
     return table, environment, notes + apart + _revisions(primary)
 
 
-def _environment(records: pd.DataFrame, design: DesignRecord, asked: str | None) -> tuple[str, list[str]]:
+def _environment(records: Frame, design: DesignRecord, asked: str | None) -> tuple[str, list[str]]:
     if records.empty:
         raise RegistryEmpty(
             f"no results for suite {design.suite} at scale {design.scale} yet: run `ablate run {design.suite}`"
@@ -103,7 +103,7 @@ def _declared(design: DesignRecord, trial: dict[str, Any]) -> dict[str, Any]:
     return row | {factor: levels.get(factor) for factor in design.factors}
 
 
-def _speed(records: pd.DataFrame, design: DesignRecord) -> pd.DataFrame:
+def _speed(records: Frame, design: DesignRecord) -> Frame:
     """What the newest pass for speed of each trial measured against the baseline of this design, under `pass_...`."""
     baseline = {trial["cell_id"] for trial in design.trials if trial["levels"] == design.baseline}
     rows = records[records["purpose"] == "speed"].sort_values(["finished_at", "record_id"])
@@ -123,7 +123,7 @@ def _speed(records: pd.DataFrame, design: DesignRecord) -> pd.DataFrame:
     return pd.DataFrame(list(made.values()), columns=None if made else ["trial_id"])
 
 
-def _comparable(table: pd.DataFrame, design: DesignRecord) -> tuple[pd.DataFrame, list[str]]:
+def _comparable(table: Frame, design: DesignRecord) -> tuple[Frame, list[str]]:
     """Losses over several held-out slices or tokenizers do not compare: then bits per byte do, over the same text."""
     seen = table.dropna(subset=["evaluation_fingerprint"])
     if seen["evaluation_fingerprint"].nunique() <= 1:
@@ -142,5 +142,5 @@ def _comparable(table: pd.DataFrame, design: DesignRecord) -> tuple[pd.DataFrame
     return table.assign(val_loss=np.nan, val_bpb=table["val_bpb"].where(same)), notes
 
 
-def _revisions(primary: pd.DataFrame) -> list[str]:
+def _revisions(primary: Frame) -> list[str]:
     return ["Some records come from a working tree with uncommitted changes."] if primary["git_dirty"].any() else []

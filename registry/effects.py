@@ -22,7 +22,7 @@ import pandas as pd
 from . import _curves, _summary
 from ._contrasts import ALPHA, COLUMNS, compare, contrasts_of, controls, declared, judged
 from ._fit import together
-from ._grid import ANALYSED, PASS, QUALITY, Grid
+from ._grid import ANALYSED, PASS, QUALITY, Frame, Grid
 from ._model import MAIN, PAIRS, VARIANCE, Linear
 from ._notes import caveats
 from ._records import latest, read, trials_of
@@ -134,7 +134,7 @@ def _place(home: Path | None, tracking_uri: str | None) -> tuple[Path, str | Non
 
 
 def _analysed(
-    design: DesignRecord, trials: pd.DataFrame, environment: dict[str, Any], notes: Sequence[str], store: Store | None
+    design: DesignRecord, trials: Frame, environment: dict[str, Any], notes: Sequence[str], store: Store | None
 ) -> Effects:
     trials = trials.reset_index(drop=True)
     grid = Grid(design, trials[trials["control"] == ""].reset_index(drop=True))
@@ -162,7 +162,7 @@ def _analysed(
     )
 
 
-def _has(trials: pd.DataFrame, metric: str) -> bool:
+def _has(trials: Frame, metric: str) -> bool:
     """Whether anything of it is known; of a table without val_loss because every run diverged, val_loss is what is missing."""
     if metric in QUALITY:
         other = "val_bpb" if metric == "val_loss" else "val_loss"
@@ -187,7 +187,7 @@ def _simple(grid: Grid, metric: str, pairs: Sequence[tuple[str, str]]) -> list[d
     return judged(found, metric, grid.design.margin)
 
 
-def _frame(rows: list[dict[str, Any]], names: Sequence[str]) -> pd.DataFrame:
+def _frame(rows: list[dict[str, Any]], names: Sequence[str]) -> Frame:
     return pd.DataFrame(rows, columns=list(names))
 
 
@@ -201,7 +201,7 @@ def across_scales(found: Sequence[Effects]) -> pd.DataFrame:
     made: list[dict[str, Any]] = []
     for first, other in zip(itertools.repeat(found[0] if found else None), found[1:], strict=False):
         assert first is not None
-        joined = first.contrasts.merge(other.contrasts, on=keys, suffixes=("", "_other"))
+        joined: Frame = first.contrasts.merge(other.contrasts, on=keys, suffixes=("", "_other"))
         for row in joined[joined["factor"] != "(control)"].to_dict("records"):
             made.append(_interaction(row, first.design.scale, other.design.scale))
     for metric in dict.fromkeys(row["metric"] for row in made):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -65,7 +66,7 @@ def pooled(metric: str, y: np.ndarray, cells: np.ndarray, seeds: np.ndarray, lik
             before, left = left, _less_means(_less_means(left, seeds), cells)
             if np.abs(left - before).max() <= 1e-12 * math.sqrt(variance):
                 break
-        correlation = min(max(1.0 - float(left @ left) / spare / variance, -1.0), 1.0)
+        correlation = min(max(1.0 - float(left @ left) / float(spare) / variance, -1.0), 1.0)
     return Noise(metric, math.sqrt(variance), correlation, int(n_cells), len(y), like)
 
 
@@ -83,17 +84,18 @@ def noise_floor(
     cell_id: str | None = None,
 ) -> Noise | None:
     """From finished primary runs at this scale, those that are most alike: of this cell; else of cells evaluated on the same; else of
-    all at the scale. The first with `ENOUGH` degrees of freedom, or else that with the most.
+    all at the scale; never of what is known to be bad. The first with `ENOUGH` degrees of freedom, or else that with the most.
 
     Environments and what was evaluated on never mix: each cell in each of them has a mean of its own. The correlation comes from the
     first that has several cells. Speed and memory come from runs that had the device to themselves. None without repeats.
     """
     measured = metric in METRICS and METRICS[metric].kind in ("speed", "memory")
     with Sandbox(mirror) as sandbox:
-        found = sandbox.frame(
-            f"""SELECT "{metric}" AS value, cell_id, seed, scale, environment_id, evaluation_fingerprint FROM trials
+        found: Any = sandbox.frame(
+            f"""SELECT "{metric}" AS value, trial_id, cell_id, seed, scale, environment_id, evaluation_fingerprint FROM trials
             WHERE counts AND status = 'finished' AND "{metric}" IS NOT NULL {"AND exclusive AND value > 0" if measured else ""}"""
         )
+    found = found[~found["trial_id"].isin(_bad(mirror))]
     found = found[(found["scale"] == scale) & (environment_id is None or found["environment_id"] == environment_id)]
     same = [("this cell", "cell_id", cell_id), ("cells evaluated on the same", "evaluation_fingerprint", evaluation_fingerprint),
             ("cells at this scale", "scale", scale)]  # fmt: skip
@@ -108,7 +110,13 @@ def noise_floor(
     return replace(best, correlation=pairing)
 
 
-def _of(rows: pd.DataFrame, metric: str, logarithm: bool, like: str) -> Noise | None:
+def _bad(mirror: Mirror) -> list[str]:
+    """The trials that any design has as known-bad controls."""
+    designs = (json.loads(text) for text in mirror.designs["design"].to_pylist())
+    return [trial["trial_id"] for made in designs for trial in made["trials"] if trial.get("control") == "bad"]
+
+
+def _of(rows: Any, metric: str, logarithm: bool, like: str) -> Noise | None:
     place = rows["environment_id"] + " " + rows["evaluation_fingerprint"] + " "
     y = rows["value"].to_numpy(float)
     cells, blocks = ((place + rows[name].astype(str)).to_numpy(str) for name in ("cell_id", "seed"))
