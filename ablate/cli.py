@@ -35,6 +35,12 @@ class Format(StrEnum):
     latex = "latex"
 
 
+class Document(StrEnum):
+    html = "html"
+    markdown = "markdown"
+    latex = "latex"
+
+
 # fmt: off
 SuiteArg = Annotated[str, typer.Argument(metavar="SUITE", help="A shipped suite, or the path of a YAML file.")]
 NamedSuite = Annotated[str, typer.Argument(metavar="SUITE", help="The name of a suite that was run, or its path.")]
@@ -432,6 +438,41 @@ def leaderboard(
         board = board.where(expression)
     frame = board.frame()
     show_frame(frame, form, render.console(), frame.attrs["notes"])
+
+
+@app.command()
+def report(
+    suite: NamedSuite,
+    scale: OnlyScale = None,
+    form: Annotated[Document, typer.Option("--format", help="A page, or its tables alone.")] = Document.html,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Where to write it, instead of ABLATE_HOME/reports (a page) or stdout.",
+        ),
+    ] = None,
+    offline: Offline = False,
+) -> None:
+    """Say what each level of a suite does, and how sure that is.
+
+    The page needs no network: answers, effects with intervals, plots, controls, provenance and every caveat.
+    """
+    from registry.home import home
+    from registry.report import report as make_report
+
+    made = make_report(_name(suite), scale, offline=offline)
+    text = made.render(form)
+    if output is None and form is not Document.html:
+        sys.stdout.write(text)
+        return
+    path = output or home() / "reports" / f"{made.file_name}.html"
+    if output is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    print(path)
 
 
 @app.command()

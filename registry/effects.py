@@ -83,8 +83,7 @@ class Effects:
         """By record_id and metric, `[step, tokens, value]` points, of the trials; read from the store when first asked for."""
         if self.store is None:
             raise RegistryEmpty("curves are in the store alone: ask without offline")
-        known = set(self.trials["record_id"].dropna())
-        return {record_id: found for record_id, found in self.store.all_curves().items() if record_id in known}
+        return self.store.all_curves(sorted(self.trials["record_id"].dropna()))
 
 
 def effects(

@@ -133,6 +133,7 @@ def test_registry_loads_no_trainer(home: Path) -> None:
         ["show", "quickstart"],
         ["status", "attention"],
         ["leaderboard"],
+        ["report", "attention"],
         ["query", "SELECT * FROM trials"],
     ],
 )
