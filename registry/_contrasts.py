@@ -152,10 +152,11 @@ def _by_rounds(grid: Grid, measured: Any, place: int, cube: Array) -> dict[str, 
 
 def _with_divergence(grid: Grid, cube: Array, made: Compared) -> Compared:
     """With how often both arms diverged, over the cells that both are declared in."""
-    shared = cube if confounded(grid.design) else np.where(((cube >= 0).any(2).all(0))[:, None], cube, -1)
+    both = (cube >= 0).any(axis=2, keepdims=True).all(axis=0)
+    shared = cube if confounded(grid.design) else np.where(both, cube, -1)
     status = np.append(np.where(grid.diverged, 1.0, np.where(grid.finished, 0.0, np.nan)), np.nan)
     outcome = status[shared]
-    known = np.isfinite(outcome)
+    known = np.asarray(np.isfinite(outcome))
     seeds = np.asarray(known.any(1))
     whole = np.asarray(np.where(known, outcome, 1.0).min(1) > 0.0) & seeds
     rates = [float(outcome[arm][known[arm]].mean()) if known[arm].any() else 0.0 for arm in (0, 1)]
