@@ -152,7 +152,8 @@ def _by_rounds(grid: Grid, measured: Any, place: int, cube: Array) -> dict[str, 
 
 def _with_divergence(grid: Grid, cube: Array, made: Compared) -> Compared:
     """With how often both arms diverged, over the cells that both are declared in."""
-    shared = cube if confounded(grid.design) else np.where(((cube >= 0).any(2).all(0))[:, None], cube, -1)
+    both = (cube >= 0).any(axis=2, keepdims=True).all(axis=0)
+    shared = cube if confounded(grid.design) else np.where(both, cube, -1)
     status = np.append(np.where(grid.diverged, 1.0, np.where(grid.finished, 0.0, np.nan)), np.nan)
     outcome = status[shared]
     known = np.asarray(np.isfinite(outcome))
