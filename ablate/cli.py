@@ -127,6 +127,17 @@ def _design(suite: str, scale: str | None, settings: list[str] | None, seeds: in
     return expand(load_suite(suite), scale=scale, overrides=parse_set(settings or ()), seeds=seeds, only=only)
 
 
+def _prepare(design: Design) -> None:
+    """Have every corpus of the design in the cache."""
+    from ablate import data
+    from ablate.recipe import canonical_json
+    from registry.home import home
+
+    corpora = {canonical_json(trial.recipe.to_dict()["data"]): trial.recipe.data for trial in design.trials}
+    for corpus in corpora.values():
+        data.prepare(corpus, home() / "cache", lambda message: print(message, file=sys.stderr))
+
+
 def _name(suite: str) -> str:
     """The name under which a suite's results are recorded."""
     from ablate.suite import is_path, load_suite
@@ -217,18 +228,30 @@ def plan(
     settings: Settings = None,
     seeds: Seeds = None,
     only: Only = None,
+    effect: Annotated[
+        float | None,
+        typer.Option(
+            "--effect", metavar="NATS", min=1e-6, help="Say how many seeds would show it, instead of the margin."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one object per trial, for programs.")] = False,
 ) -> None:
-    """Show what a run would do and cost; nothing is run."""
-    from ablate import render
+    """Show what a run would do, what it can show, and what it costs; nothing is run."""
+    from ablate import render, render_outlook
+    from ablate.outlook import outlook
     from ablate.plan import make_plan
     from registry.home import home
 
-    made = make_plan(_design(suite, scale, settings, seeds, only), home=home())
+    design = _design(suite, scale, settings, seeds, only)
+    made = make_plan(design, home=home())
+    whole = _design(suite, scale, settings, seeds, None) if only else design
+    found = outlook(whole, made, home(), effect=effect)
     if as_json:
-        print(json.dumps(render.plan_data(made), indent=2))
+        print(json.dumps(render.plan_data(made) | {"design": render_outlook.data(found, made)}, indent=2))
     else:
         render.plan(made)
+        print()
+        render_outlook.outlook(found, made)
 
 
 @app.command()
@@ -262,27 +285,29 @@ def run(
     """
     import time
 
-    from ablate import data, environment, render
+    from ablate import environment, render
     from ablate.plan import make_plan
-    from ablate.recipe import canonical_json
     from registry import Spool, Store
     from registry.home import home
 
     started = time.time()
     design = _design(suite, scale, settings, seeds, only)
     environment.share(workers, pack=pack)  # what is asked for cannot be had, perhaps
-    corpora = {canonical_json(trial.recipe.to_dict()["data"]): trial.recipe.data for trial in design.trials}
-    for corpus in corpora.values():
-        data.prepare(corpus, home() / "cache", lambda message: print(message, file=sys.stderr))
+    _prepare(design)
     made = make_plan(design, home=home(), retry_failed=retry_failed, workers=workers, pack=pack)
     # a board shows the whole design, also where only some of its cells are run now
     whole = make_plan(_design(suite, scale, settings, seeds, None), home=home()) if only else made
     print(render.summary(made), file=sys.stderr)
-    store = Store.open(home())
-    store.ingest(Spool(home()))
-    store.declare(whole.design_record())
+
+    def open_store() -> Store:
+        store = Store.open(home())
+        store.ingest(Spool(home()))
+        store.declare(whole.design_record())
+        return store
+
     see = f"ablate leaderboard {design.suite.name} --scale {design.scale}"
     if not made.pending:
+        open_store()
         print(f"see the results with: {see}", file=sys.stderr)
         return FAILED if any(row.status != "finished" for row in made.rows) else 0
 
@@ -291,7 +316,7 @@ def run(
 
     with Display(render.console(stderr=True), design.suite.name) as display:
         outcome = scheduler.run(
-            made.jobs(), home=home(), store=store, address=address, workers_per_device=workers, timeout=timeout, on_event=display,
+            made.jobs(), home=home(), open_store=open_store, address=address, workers_per_device=workers, timeout=timeout, on_event=display,
             pack=pack, started=started,
         )  # fmt: skip
     if outcome.waiting_in_spool:
@@ -481,18 +506,15 @@ def speed(
 
     The device is kept to itself; quality is not measured. Ctrl-C keeps what is finished.
     """
-    from ablate import data, render
+    from ablate import render
     from ablate.plan import make_plan
-    from ablate.recipe import canonical_json
     from ablate.speed import Options, Pass
     from registry import Spool, Store
     from registry.home import home
 
     design = _design(suite, scale, settings, None, None)
     chosen = {cell.label for cell in _design(suite, scale, settings, 1, only).cells}
-    corpora = {canonical_json(trial.recipe.to_dict()["data"]): trial.recipe.data for trial in design.trials}
-    for corpus in corpora.values():
-        data.prepare(corpus, home() / "cache", lambda message: print(message, file=sys.stderr))
+    _prepare(design)
     made = make_plan(design, home=home())
     options = Options(rounds=rounds, steps=steps, inference=inference, batch=batch, context=context)
     measured = Pass(made, home(), options, chosen, lambda text: print(text, file=sys.stderr))

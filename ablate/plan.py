@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
+import json
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablate import environment
 from ablate.design import Design, Trial
+from ablate.errors import UserError
 from ablate.recipe import Recipe, digest
 from registry.record import RETRYABLE, DesignRecord, attempt_key, new_record_id
 
@@ -29,7 +32,8 @@ START_UP_SECONDS = 15.0
 class Row:
     """One trial: who it is, where it stands, what it takes. `status` is None where nothing was recorded here.
 
-    `seconds` and `memory_gib` are forecasts; `memory_gib` is of the device, `epochs` passes over the corpus.
+    `seconds` and `memory_gib` are forecasts, `seconds` from measured step times where `timed`; `memory_gib` is of the device, `epochs`
+    passes over the corpus.
     """
 
     trial: Trial
@@ -45,6 +49,7 @@ class Row:
     tokens: int
     epochs: float
     seconds: float
+    timed: bool
     memory_gib: float
 
 
@@ -91,14 +96,20 @@ class Plan:
         suite = self.design.suite
         trials = [
             {"trial_id": r.trial_id, "cell_id": r.cell_id, "levels": dict(r.trial.levels), "seed": r.trial.seed}
+            | ({"control": r.trial.control, "label": r.trial.label} if r.trial.control else {})
             for r in self.rows
         ]
         return DesignRecord(
             design_id=new_record_id(), created_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
             suite=suite.name, scale=self.design.scale, description=suite.description, kind=suite.design,
             factors={factor: [level.label for level in levels] for factor, levels in suite.factors.items()},
-            baseline=dict(suite.baseline), seeds=sorted({r.trial.seed for r in self.rows}), match=suite.match, margin=suite.margin,
+            baseline=dict(suite.baseline), seeds=sorted(self.design.seeds), match=suite.match, margin=suite.margin,
             contrasts=[dict(contrast) for contrast in suite.contrasts], trials=trials, suite_text=suite.text,
+            cells_stood_for=prod(map(len, suite.factors.values())),
+            aliases=[
+                {"effect": list(alias.effect), "aliases": [{"effect": list(e), "coefficient": c} for e, c in alias.others]}
+                for alias in self.design.aliases()
+            ],
         )  # fmt: skip
 
 
@@ -136,6 +147,11 @@ def make_plan(
     redo = {None, *(RETRYABLE if retry_failed else ())}
     pending = {i.trial_id for i in ids if statuses.get(i.trial_id) in redo}
     speed = _Speed(store, place, found) if pending else None
+    forecasts = {
+        i.trial_id: speed(i, t.recipe)
+        for t, i in zip(design.trials, ids, strict=True)
+        if speed and i.trial_id in pending
+    }
     rows = []
     for trial, i in zip(design.trials, ids, strict=True):
         rows.append(
@@ -145,7 +161,8 @@ def make_plan(
                 code_fingerprint=i.code,
                 parameters=i.parameters, flops_per_token=i.flops, memory_gib=i.memory / 2**30,
                 epochs=trial.recipe.tokens / trial.recipe.fresh_tokens(i.corpus_tokens),
-                seconds=speed(i, trial.recipe) if speed and i.trial_id in pending else 0.0,
+                seconds=forecasts[i.trial_id][0] if i.trial_id in pending else 0.0,
+                timed=i.trial_id in pending and forecasts[i.trial_id][1],
             )
         )  # fmt: skip
     waiting = tuple(row for row in rows if row.trial_id in pending)
@@ -214,29 +231,47 @@ class _Identities:
 
 
 class _Speed:
-    """Seconds that a trial may take: from the rate that this environment was measured at, else from a guess."""
+    """Seconds that a trial may take, and whether they are from measured step times of its shape in this environment (the newest counts);
+    else they are from the rate of other shapes here, else from a guess."""
 
     def __init__(self, store: Store, environment_id: str, found: dict[str, Any]) -> None:
         from registry.mirror import sync
 
-        known = sync(store).trials.to_pydict()
-        columns = ("environment_id", "finished_at", "metrics.tokens_per_second", "metrics.flops_per_token")
-        rows = [row[1:] for row in zip(*(known[name] for name in columns), strict=True) if row[0] == environment_id]
-        self.rates = [
-            speed * flops for _, speed, flops in sorted(rows, key=lambda row: row[0])[-1000:] if speed and flops
-        ]
+        known = sync(store).trials
+        columns = ("environment_id", "finished_at", "metrics.tokens_per_second", "metrics.flops_per_token", "recipe")
+        rows = [
+            row[1:] for row in zip(*(known[name].to_pylist() for name in columns), strict=True)
+            if row[0] == environment_id and row[2] and row[3]
+        ]  # fmt: skip
+        newest = sorted(rows, key=lambda row: row[0])[-1000:]
+        self.rates = [speed * flops for _, speed, flops, _ in newest]
+        self.by_shape = {shape: speed for _, speed, _, text in newest if (shape := _shape(text))}
         self.found = found
 
-    def __call__(self, identity: _Identity, recipe: Recipe) -> float:
+    def __call__(self, identity: _Identity, recipe: Recipe) -> tuple[float, bool]:
+        # evaluation is a third of the work of training on the same tokens
+        evaluated = recipe.evaluation.sequences * recipe.data.seq_len * recipe.evaluation.points
+        tokens = recipe.tokens + evaluated / 3
+        if measured := self.by_shape.get(recipe.shape()):
+            return 1.0 + tokens / measured, True
+        return 1.0 + tokens * identity.flops / self._rate(recipe), False
+
+    def _rate(self, recipe: Recipe) -> float:
         from ablate import measure
 
         peak = measure.peak_flops(self.found["device"], recipe)
-        rate = (
+        return (
             statistics.median(self.rates) if self.rates else 0.3 * peak if peak else _matmul_rate(self.found["threads"])
         )
-        # evaluation is a third of the work of training on the same tokens
-        evaluated = recipe.evaluation.sequences * recipe.data.seq_len * recipe.evaluation.points
-        return 1.0 + (recipe.tokens + evaluated / 3) * identity.flops / rate
+
+
+@functools.lru_cache(maxsize=2000)
+def _shape(recipe: str) -> str | None:
+    """The shape of a recorded recipe; None for one of a version with other fields."""
+    try:
+        return Recipe.from_dict(json.loads(recipe)).shape()
+    except UserError:
+        return None
 
 
 @functools.cache

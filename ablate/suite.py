@@ -8,24 +8,29 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ablate._cells import recipes
+from ablate._cells import known_bad, recipes
+from ablate._checks import listed as _list
+from ablate._checks import mapping as _mapping
+from ablate._checks import show as _show
 from ablate._labels import labels as level_labels
 from ablate._labels import spell
+from ablate._suite_design import Controls, DesignKind, read_controls, read_design
 from ablate._suite_schema import KEYS, NAME, json_schema, settable
 from ablate._yaml import MAX_BYTES, Document, SuiteError, read
 from ablate._yaml import Path as Place
 from ablate.errors import near_miss
+from ablate.fractional import Fractional
+from ablate.optimal import Optimal
 from ablate.presets import DEFAULT_SCALE, SCALES
 from ablate.variants import load_factors
 
 __all__ = ["Level", "Suite", "SuiteError", "json_schema", "load_suite", "shipped"]
 
-DesignKind = Literal["full", "one_at_a_time", "leave_one_out"]
 Match = Literal["tokens", "none"]
 DEFAULT_SEEDS = 3
 MAX_SEEDS = 1000
@@ -44,8 +49,8 @@ class Suite:
     """A suite as it was declared. Factors are dotted fields of a recipe; outside `factors`, levels go by their labels.
 
     `base` holds the overrides without the scale; relative paths in it and in levels count from `base_dir`. Without factors there is
-    one cell. `margin` is in nats per token. Each of `contrasts` has `factor`, `level` and `against`. `document` knows the lines, for
-    errors.
+    one cell. `selection` says how a fractional or optimal design selects its cells. `margin` is in nats per token. Each of `contrasts` has
+    `factor`, `level` and `against`. `document` knows the lines, for errors.
     """
 
     name: str
@@ -55,6 +60,8 @@ class Suite:
     base: Mapping[str, Any]
     factors: Mapping[str, tuple[Level, ...]]
     design: DesignKind
+    selection: Fractional | Optimal | None
+    controls: Controls
     baseline: Mapping[str, str]
     exclude: tuple[Mapping[str, tuple[str, ...]], ...]
     match: Match
@@ -80,7 +87,7 @@ def load_suite(name_or_path: str | Path) -> Suite:
     where = f"suites/{path.relative_to(_folder()).as_posix()}" if path.is_relative_to(_folder()) else str(path)
     content = _content(path, where)
     suite = _suite(read(content, where), content.decode("utf-8-sig"), path.absolute())
-    recipes(suite)
+    known_bad(suite, recipes(suite))
     return suite
 
 
@@ -157,6 +164,9 @@ def _suite(document: Document, text: str, path: Path) -> Suite:
     baseline = {factor: levels[0].label for factor, levels in factors.items()}
     for factor, value in _mapping(document, ("baseline",), top.get("baseline", {}), factors).items():
         baseline[factor] = _label(document, ("baseline", factor), value, factors[factor])
+    design, selection = read_design(
+        document, top, {factor: [level.label for level in levels] for factor, levels in factors.items()}
+    )
     return Suite(
         name=name,
         description=_text(document, "description", top),
@@ -164,7 +174,9 @@ def _suite(document: Document, text: str, path: Path) -> Suite:
         scale=scale,
         base=base,
         factors=factors,
-        design=_one_of(document, "design", top, get_args(DesignKind)),
+        design=design,
+        selection=selection,
+        controls=read_controls(document, top, MAX_SEEDS),
         baseline=baseline,
         exclude=_exclude(document, top.get("exclude", []), factors),
         match=_one_of(document, "match", top, get_args(Match)),
@@ -282,21 +294,6 @@ def _contrasts(
     return tuple(found)
 
 
-def _mapping(document: Document, place: Place, value: Any, known: Collection[str] | None = None) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise document.error(place, f"must be a mapping{' of keys to values' if not place else ''}, not {_show(value)}")
-    for key in value:
-        if known is not None and key not in known:
-            raise document.error((*place, key), f"unknown key {_show(key)}{near_miss(key, known)}")
-    return value
-
-
-def _list(document: Document, place: Place, value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise document.error(place, f"must be a list, not {_show(value)}")
-    return value
-
-
 def _text(document: Document, key: str, top: Mapping[str, Any]) -> str:
     value = top.get(key, "")
     if not isinstance(value, str):
@@ -309,9 +306,3 @@ def _one_of(document: Document, key: str, top: Mapping[str, Any], known: tuple[s
     if value not in known:
         raise document.error((key,), f"{_show(value)} is not available in this version; known: {', '.join(known)}")
     return value
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, dict | list):
-        return "a mapping" if isinstance(value, dict) else "a list"
-    return repr(value) if isinstance(value, str) else spell(value)

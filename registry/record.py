@@ -17,6 +17,8 @@ Status = Literal["finished", "diverged", "out_of_memory", "timeout", "crashed", 
 Purpose = Literal["primary", "verify", "speed", "check"]
 STATUSES: tuple[str, ...] = get_args(Status)
 PURPOSES: tuple[str, ...] = get_args(Purpose)
+ALONE = ("one_at_a_time", "leave_one_out")
+"""Kinds of design whose cells depart from the baseline by one level, and are named by that."""
 CONTROLS = ("aa", "bad")
 """What a trial of a design may be beside an ordinary one: the baseline again on other seeds, or the known-bad."""
 RETRYABLE = ("out_of_memory", "timeout", "crashed", "killed")

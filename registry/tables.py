@@ -45,7 +45,7 @@ def render(frame: pd.DataFrame, format: str, console: Console | None = None, not
         out.write(_csv(columns))
         return
     if "metric" in frame.attrs:
-        unnamed = {"cell", *frame.attrs["factors"]}.difference(frame.attrs["named"])
+        unnamed = {"cell", "control", *frame.attrs["factors"]}.difference(frame.attrs["named"])
         context, columns = _brief({name: values for name, values in columns.items() if name not in unnamed})
     else:
         context = ""
