@@ -22,6 +22,12 @@ class Cell:
     verdict: str = ""
     bar: float | None = None
 
+    @property
+    def sorts(self) -> str:
+        """What sorts it, where its text does not."""
+        key = "" if self.key is None else f"{self.key:.6g}"
+        return "" if key == self.text else key
+
 
 @dataclass(frozen=True, slots=True)
 class Table:

@@ -155,8 +155,9 @@ def contrasts(found: Effects, names: w.Names) -> Table:
 
 def every_contrast(found: Effects, names: w.Names) -> Table:
     """All that was computed of each contrast, a row for each metric."""
-    columns = ("metric", "factor", "level", "against", "#effect", "unit", "verdict", "#p", "#p (Holm)", "#family",
-               "#p (equivalence)", "#margin", "#n", "of", "#df", "#correlation", "why no interval")  # fmt: skip
+    columns = ("metric", "factor", "level", "against", "#effect", "unit", "verdict", "#p", "#p (Holm)", "#p (equivalence)",
+               "#n", "of", "#df", "#correlation", "why no interval")  # fmt: skip
+    shown = [row for by_metric in by_contrast(found).values() for row in by_metric.values()]
     rows = [
         [
             Cell(w.name(row["metric"])),
@@ -167,19 +168,21 @@ def every_contrast(found: Effects, names: w.Names) -> Table:
             verdict_cell(row),
             p_cell(row["p"]),
             p_cell(row["p_holm"]),
-            number(row["family"]),
             p_cell(row["p_equivalence"]),
-            *(number(row[name]) for name in ("margin", "n")),
+            number(row["n"]),
             Cell(row["unit"]),
             number(row["df"]),
             number(row["correlation"], two(row["correlation"])),
             told(row["untestable"]) if row["untestable"] else Cell(""),
         ]
-        for by_metric in by_contrast(found).values()
-        for row in by_metric.values()
+        for row in shown
     ]
-    note = "Correlation: of the two levels over seeds; the higher it is, the more pairing by seed gains."
-    return table("every-contrast", "Every contrast in every metric", columns, rows, note, folded=True)
+    families = {w.name(row["metric"]): row["family"] for row in shown}
+    notes = (
+        f"Contrasts that Holm's correction is over: {', '.join(f'{size} of {name}' for name, size in families.items())}.",
+        "Correlation: of the two levels over seeds; the higher it is, the more pairing by seed gains.",
+    )
+    return table("every-contrast", "Every contrast in every metric", columns, rows, *notes, folded=True)
 
 
 def _levels(row: w.Row, shown: Callable[[str], w.Label]) -> tuple[Cell, Cell]:

@@ -5,7 +5,8 @@ for (const table of document.querySelectorAll("table")) {
   const heads = Array.from(table.tHead.rows[0].cells);
   const value = (row, column) => {
     const cell = row.cells[column];
-    return cell.dataset.v === undefined ? cell.textContent.trim() : Number(cell.dataset.v);
+    const text = cell.dataset.v ?? cell.textContent.trim();
+    return text === "" || Number.isNaN(Number(text)) ? text : Number(text);
   };
   const compare = (a, b, direction) => {
     if (a === "" || b === "") return (a === "") - (b === "");
