@@ -13,14 +13,12 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from ._fit import Array, Estimate, Model, together
-from .record import METRICS, DesignRecord
+from .record import ALONE, METRICS, DesignRecord
 
 Frame = Any
 """A `pandas.DataFrame`; what pandas declares of selections from one is too wide for a type checker."""
 QUALITY = ("val_loss", "val_bpb")
 ANALYSED = (*QUALITY, "tokens_per_second", "peak_memory_gib")
-DECLARED_CELLS = ("one_at_a_time", "leave_one_out")
-"""Designs around the baseline, which show no interaction."""
 PASS = "pass_"
 """Prefix of what the pass for speed measured against the baseline: `pass_<metric>`, a ratio, its `_low`, `_high`, and `pass_rounds`."""
 
@@ -32,7 +30,7 @@ def is_ratio(metric: str) -> bool:
 
 def confounded(design: DesignRecord) -> bool:
     """Whether the design runs a chosen part of the grid, so that its estimates have aliases."""
-    return design.kind not in ("full", *DECLARED_CELLS)
+    return design.kind not in ("full", *ALONE)
 
 
 def sum_code(levels: int) -> Array:

@@ -14,8 +14,9 @@ from scipy.special import fdtrc
 
 from ._aliases import aliases, effect_name
 from ._fit import NONE, Array, Estimate, Fit, Model
-from ._grid import DECLARED_CELLS, Columns, Grid, Measured, columns, confounded, is_ratio
+from ._grid import Columns, Grid, Measured, columns, confounded, is_ratio
 from .rank import holm
+from .record import ALONE
 
 ALPHA = 0.05
 MISSTATED = 0.1
@@ -59,7 +60,7 @@ class Linear:
     @cached_property
     def pairs(self) -> list[tuple[int, int]]:
         """Pairs of factors, of at least two levels each, all of whose combinations have runs."""
-        if self.grid.design.kind in DECLARED_CELLS:
+        if self.grid.design.kind in ALONE:
             return []
         levels = [len(np.unique(column)) for column in self.codes.T]
         return [

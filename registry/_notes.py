@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from ._aliases import effect_name
-from ._grid import DECLARED_CELLS, Frame, Grid, confounded
-from .record import STATUSES
+from ._grid import Frame, Grid, confounded
+from .record import ALONE, STATUSES
 
 
 def caveats(grid: Grid, trials: Frame, metrics: tuple[str, ...], parts: Mapping[str, Frame]) -> Iterator[str]:
@@ -78,7 +78,7 @@ def _untuned(contrasts: Frame, tuning: Mapping[str, object]) -> Iterator[str]:
 def _of_design(grid: Grid, metrics: tuple[str, ...], parts: Mapping[str, Frame]) -> Iterator[str]:
     design, pairs, main = grid.design, parts["interactions"], parts["main_effects"]
     several = len(design.factors) > 1
-    if design.kind in DECLARED_CELLS and several:
+    if design.kind in ALONE and several:
         yield "Factors vary one at a time around the baseline: effects hold there, and interactions cannot be seen."
     if confounded(design):
         lost = (grid.frame["status"] != "finished").any()
