@@ -15,7 +15,7 @@ from ._blocks import Answer, Answers, Cell, Table, named, number, table, told
 from .record import METRICS
 
 if TYPE_CHECKING:
-    from .effects import Effects
+    from .analysis import Effects
 
 CONTROL = "(control)"
 QUALITY = ("val_loss", "val_bpb")

@@ -28,7 +28,7 @@ from registry_records import design, empty_store, recipe, record, write_at_once
 
 from ablate.cli import main
 from registry import _wording as w
-from registry.effects import analyse
+from registry.analysis import analyse
 from registry.leaderboard import RegistryEmpty
 from registry.record import DesignRecord
 from registry.report import FORMATS, Report, report
@@ -79,6 +79,13 @@ SENTENCES: list[tuple[tuple[str, str, dict[str, Any]], list[tuple[str, str]], st
         [("1.01 0.98 1.04", "inconclusive")],
         "No difference between swiglu and gelu is shown: validation loss +0.02 [−0.01, +0.05] nats at equal tokens; n = 5. That does "
         "not make them equal: this design could show 0.04 or more. No difference in speed is shown: +1 [−2, +4] %.",
+    ),
+    (
+        ("0.02 0.002 0.038", "inconclusive", {"p": 0.03, "p_holm": 0.09}),
+        [],
+        "No difference between swiglu and gelu is shown: validation loss +0.020 [+0.002, +0.038] nats at equal tokens, which by itself would "
+        "be one (p = 0.03), but not as one of 3 contrasts (p = 0.09 by Holm's method); n = 5. That does not make them equal: this design "
+        "could show 0.04 or more.",
     ),
     (
         ("0.043 nan nan", "inconclusive", {"p": NAN, "p_holm": NAN, "n": 1, "df": NAN, "untestable": "one seed"}),
