@@ -83,9 +83,9 @@ SENTENCES: list[tuple[tuple[str, str, dict[str, Any]], list[tuple[str, str]], st
     (
         ("0.02 0.002 0.038", "inconclusive", {"p": 0.03, "p_holm": 0.09}),
         [],
-        "No difference between swiglu and gelu is shown: validation loss +0.020 [+0.002, +0.038] nats at equal tokens, which by itself would "
-        "be one (p = 0.03), but not as one of 3 contrasts (p = 0.09 by Holm's method); n = 5. That does not make them equal: this design "
-        "could show 0.04 or more.",
+        "No difference between swiglu and gelu is shown: validation loss +0.020 [+0.002, +0.038] nats at equal tokens, which by itself "
+        "would be one (p = 0.03), but not as one of 3 contrasts (p = 0.09 by Holm's method); n = 5. That does not make them equal: this "
+        "design could show 0.04 or more.",
     ),
     (
         ("0.043 nan nan", "inconclusive", {"p": NAN, "p_holm": NAN, "n": 1, "df": NAN, "untestable": "one seed"}),
