@@ -95,11 +95,9 @@ def _why(metric: str, y: Array, cube: Array, estimate: Estimate) -> str:
     """Why there is no interval."""
     if estimate.n:
         return "one seed" if estimate.n == 1 else "no cell has two seeds in common"
-    runs = "no finished run" if metric in QUALITY else "no run that had the device to itself"
-    if not np.isfinite(np.append(y, np.nan)[cube[0]]).any():
-        return f"{runs} of it"
-    if not np.isfinite(np.append(y, np.nan)[cube[1]]).any():
-        return f"{runs} of what it is held against"
+    for arm, name in zip(cube, ("it", "what it is held against"), strict=True):
+        if not np.isfinite(np.append(y, np.nan)[arm]).any():
+            return f"no finished run of {name}" if metric in QUALITY else f"no run of {name} had the device to itself"
     return "no cell and seed in common"
 
 
