@@ -73,7 +73,7 @@ def recipes(
         UserError: an override at fault.
     """
     scale = scale or suite.scale
-    resolver = _Resolver(suite, scale, overrides)
+    resolver = Resolver(suite, scale, overrides)
     found: dict[str, dict[str, str]] = {}
     resolved = []
     for cell in cells(suite):
@@ -86,7 +86,7 @@ def recipes(
     return resolved
 
 
-class _Resolver:
+class Resolver:
     """Recipes of cells at one scale, and what to say of a cell that has none."""
 
     def __init__(self, suite: Suite, scale: str, overrides: Mapping[str, Any]) -> None:
@@ -99,14 +99,18 @@ class _Resolver:
             self._set_override(key, overrides[key])
 
     def recipe(self, cell: Levels) -> Recipe:
-        values = {
-            factor: self.suite.factors[factor][self.labels[factor].index(cell[factor])].value
-            for factor in _outer_first(cell)
-        }
+        values = values_of(self.suite, cell)
         try:
             return self._resolve(values)
         except UserError:
             raise self._with_overrides(self._blame(cell, values), values) from None
+
+    def spec(self, cell: Levels, tuned: Mapping[str, Any] = NOTHING) -> Spec:
+        """What a cell says before it is resolved, with `tuned` fields set last."""
+        spec = self.start.copy()
+        for field, value in {**values_of(self.suite, cell), **tuned}.items():
+            spec.set(field, value, self.suite.base_dir)
+        return spec
 
     def _with_overrides(self, error: UserError, values: Mapping[str, Any]) -> UserError:
         """The error, with the overrides without which there would be none, where it is said of a line of the suite."""
@@ -145,7 +149,7 @@ class _Resolver:
         if key == "seed":
             raise UserError("--set seed: seeds are chosen with --seeds")
         for factor in self.suite.factors:
-            if any(_decides(field, factor) for field in _leaves(key, value)):
+            if any(decides(field, factor) for field in _leaves(key, value)):
                 raise UserError(f"--set {key}: {factor} is a factor of this suite; pick its levels with --only")
         if error := _failure(self.start.set, key, value, Path.cwd()):
             raise UserError(printable(f"--set {key}: {_say(error, key)}"))
@@ -190,7 +194,7 @@ class _Resolver:
         given = {"overrides": self.overrides, "base": self.suite.base}
         given[where] = {other: value for other, value in given[where].items() if other != key}
         suite = replace(self.suite, base=given["base"])
-        return not _failure(lambda: _Resolver(suite, self.scale, given["overrides"])._resolve(values))
+        return not _failure(lambda: Resolver(suite, self.scale, given["overrides"])._resolve(values))
 
     def _place(self, factor: str, cell: Levels) -> Place:
         return ("factors", factor, self.labels[factor].index(cell[factor]))
@@ -198,6 +202,19 @@ class _Resolver:
     def _error(self, place: Place, key: str, error: UserError) -> SuiteError:
         at = "" if self.scale == self.suite.scale else f" (at scale {self.scale})"
         return self.suite.document.error(place, _say(error, key) + at)
+
+
+def values_of(suite: Suite, cell: Levels) -> dict[str, Any]:
+    """The values of a cell's levels, outer fields before inner ones."""
+    return {
+        factor: next(level.value for level in suite.factors[factor] if level.label == cell[factor])
+        for factor in _outer_first(cell)
+    }
+
+
+def said_by(suite: Suite, cell: Levels) -> set[str]:
+    """The fields that the levels of a cell set, options of variants among them."""
+    return {field for factor, value in values_of(suite, cell).items() for field in _leaves(factor, value)}
 
 
 def _failure(attempt: Callable[..., Any], *given: Any) -> UserError | None:
@@ -243,7 +260,7 @@ def _leaves(key: str, value: Any) -> Iterator[str]:
             yield from _leaves(f"{key}.{inner}", part)
 
 
-def _decides(field: str, factor: str) -> bool:
+def decides(field: str, factor: str) -> bool:
     """Whether a level of `factor` would undo an override of `field`."""
     if any(known.field == factor for known in load_factors().values()):
         return field == factor

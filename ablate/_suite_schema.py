@@ -23,7 +23,9 @@ KEYS: dict[str, str] = {
     "said of a baseline that is a whole recipe, from which each other level takes one choice away.",
     "baseline": "The level of each factor that others are compared with; the first one where nothing is said.",
     "exclude": "Cells to leave out: each entry gives levels of some factors; cells that have them all are left out.",
-    "match": "What is held equal between the arms; none where the budget itself is what varies.",
+    "match": "What every arm has as much of as the baseline: tokens, parameters (by hidden width or depth), flops of training (by "
+    "tokens), wall_clock (by tokens and what `ablate speed` measured); none where the budget itself varies. An arm that is off by more "
+    "than 2 % is refused; {parameters: {tolerance: 0.05}} takes one that is off by 5 %.",
     "tune": "Not available in this version.",
     "seeds": "How many (5 means 0 to 4), or a list of them.",
     "margin": "The difference in val_loss, in nats per token, that counts as equal.",
@@ -36,6 +38,8 @@ TIMES = {
     "pattern": f"^{MULTIPLE}$",
     "description": "A multiple of what the scale or base says: x2, x0.5.",
 }
+AXES = ("tokens", "parameters", "flops", "wall_clock")
+SHARE = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
 NUMBER = {"type": "number", "exclusiveMinimum": 0}
 PROBABILITY = {"anyOf": [{"type": "number", "minimum": 0, "exclusiveMaximum": 1}, TIMES]}
 
@@ -73,7 +77,14 @@ def json_schema() -> dict[str, Any]:
         "design": {"enum": ["full", "one_at_a_time", "leave_one_out"], "default": "full"},
         "baseline": _object(names),
         "exclude": {"type": "array", "items": _object(rule) | {"minProperties": 1}},
-        "match": {"enum": ["tokens", "none"], "default": "tokens"},
+        "match": {
+            "anyOf": [
+                {"enum": [*AXES, "none"]},
+                _object({axis: _object({"tolerance": SHARE}) for axis in AXES})
+                | {"minProperties": 1, "maxProperties": 1},
+            ],
+            "default": "tokens",
+        },
         "seeds": {
             "anyOf": [
                 {"type": "integer", "minimum": 1, "maximum": 1000},

@@ -43,6 +43,7 @@ OnlyScale = Annotated[str | None, typer.Option("--scale", metavar="SCALE", help=
 Settings = Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a field; repeatable.")]
 Seeds = Annotated[int | None, typer.Option("--seeds", metavar="N", help="So many seeds, instead of the suite's.")]
 Only = Annotated[str | None, typer.Option("--only", metavar="CELL", help="Only cells with these levels: FACTOR=LEVEL,...")]
+Match = Annotated[str | None, typer.Option("--match", metavar="AXIS", help="What arms are matched in, instead of the suite's axis.")]
 Output = Annotated[Format, typer.Option("--format", help="How to print it.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Read the local mirror; ask no tracking server.")]
 # fmt: on
@@ -114,11 +115,18 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-def _design(suite: str, scale: str | None, settings: list[str] | None, seeds: int | None, only: str | None) -> Design:
+def _design(
+    suite: str, scale: str | None, settings: list[str] | None, seeds: int | None, only: str | None, match: str | None = None,
+    workers: int | None = None,
+) -> Design:  # fmt: skip
     from ablate.design import expand, parse_set
+    from ablate.known import Speeds
     from ablate.suite import load_suite
+    from registry.home import home
 
-    return expand(load_suite(suite), scale=scale, overrides=parse_set(settings or ()), seeds=seeds, only=only)
+    found, speeds = load_suite(suite), Speeds(home(), workers=workers)
+    found = found if match is None else found.matched(match)
+    return expand(found, scale=scale, overrides=parse_set(settings or ()), seeds=seeds, only=only, speeds=speeds)
 
 
 def _name(suite: str) -> str:
@@ -211,6 +219,7 @@ def plan(
     settings: Settings = None,
     seeds: Seeds = None,
     only: Only = None,
+    match: Match = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one object per trial, for programs.")] = False,
 ) -> None:
     """Show what a run would do and cost; nothing is run."""
@@ -218,7 +227,7 @@ def plan(
     from ablate.plan import make_plan
     from registry.home import home
 
-    made = make_plan(_design(suite, scale, settings, seeds, only), home=home())
+    made = make_plan(_design(suite, scale, settings, seeds, only, match), home=home())
     if as_json:
         print(json.dumps(render.plan_data(made), indent=2))
     else:
@@ -232,6 +241,7 @@ def run(
     settings: Settings = None,
     seeds: Seeds = None,
     only: Only = None,
+    match: Match = None,
     address: Annotated[
         str | None,
         typer.Option("--address", metavar="RAY", envvar="RAY_ADDRESS", help="A Ray cluster, instead of this machine."),
@@ -263,14 +273,14 @@ def run(
     from registry.home import home
 
     started = time.time()
-    design = _design(suite, scale, settings, seeds, only)
+    design = _design(suite, scale, settings, seeds, only, match, workers)
     environment.share(workers, pack=pack)  # what is asked for cannot be had, perhaps
     corpora = {canonical_json(trial.recipe.to_dict()["data"]): trial.recipe.data for trial in design.trials}
     for corpus in corpora.values():
         data.prepare(corpus, home() / "cache", lambda message: print(message, file=sys.stderr))
     made = make_plan(design, home=home(), retry_failed=retry_failed, workers=workers, pack=pack)
     # a board shows the whole design, also where only some of its cells are run now
-    whole = make_plan(_design(suite, scale, settings, seeds, None), home=home()) if only else made
+    whole = make_plan(_design(suite, scale, settings, seeds, None, match, workers), home=home()) if only else made
     print(render.summary(made), file=sys.stderr)
     store = Store.open(home())
     store.ingest(Spool(home()))
@@ -415,6 +425,7 @@ def speed(
     scale: Scale = None,
     settings: Settings = None,
     only: Only = None,
+    match: Match = None,
     rounds: Annotated[
         int, typer.Option("--rounds", metavar="N", min=2, help="Rounds of each cell with the baseline.")
     ] = 8,
@@ -441,14 +452,19 @@ def speed(
     The device is kept to itself; quality is not measured. Ctrl-C keeps what is finished.
     """
     from ablate import data, render
+    from ablate.match import SpeedUnknown
     from ablate.plan import make_plan
     from ablate.recipe import canonical_json
     from ablate.speed import Options, Pass
     from registry import Spool, Store
     from registry.home import home
 
-    design = _design(suite, scale, settings, None, None)
-    chosen = {cell.label for cell in _design(suite, scale, settings, 1, only).cells}
+    try:
+        design = _design(suite, scale, settings, None, None, match)
+    except SpeedUnknown:
+        match = "none"  # what arms are matched by is what this measures
+        design = _design(suite, scale, settings, None, None, match)
+    chosen = {cell.label for cell in _design(suite, scale, settings, 1, only, match).cells}
     corpora = {canonical_json(trial.recipe.to_dict()["data"]): trial.recipe.data for trial in design.trials}
     for corpus in corpora.values():
         data.prepare(corpus, home() / "cache", lambda message: print(message, file=sys.stderr))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ablate._cells import NOTHING, recipes
 from ablate._yaml import SuiteError, read
 from ablate.errors import UserError, near_miss
+from ablate.match import Arms, Speeds
 from ablate.presets import SCALES
 from ablate.recipe import Recipe
 from ablate.suite import MAX_SEEDS, Suite
@@ -43,6 +44,7 @@ class Design:
     scale: str
     cells: tuple[Cell, ...]
     trials: tuple[Trial, ...]
+    arms: Arms = field(repr=False, compare=False)
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -56,32 +58,34 @@ def expand(
     overrides: Mapping[str, Any] = NOTHING,
     seeds: Sequence[int] | int | None = None,
     only: Mapping[str, str | Sequence[str]] | str | None = None,
+    speeds: Speeds | None = None,
 ) -> Design:
-    """The cells and trials of a suite.
+    """The cells and trials of a suite, matched as it says (`ablate.match`).
 
     `overrides` come between the suite's base and its levels. A number of `seeds` takes the suite's first ones, and goes
     on with the smallest unused. `only` keeps the cells with the given levels: `"attention=gqa,optimizer=lion"`, or
-    labels by factor.
+    labels by factor. `speeds` are what `match: wall_clock` goes by.
 
     Raises:
-        UserError: a cell that no recipe can be made of, an override of what is a factor, or nothing left.
+        UserError: a cell that no recipe can be made of or that cannot be matched, an override of what is a factor, or nothing left.
     """
     if scale is not None and scale not in SCALES:
         raise UserError(f"unknown scale {scale!r}{near_miss(scale, SCALES)}")
     resolved = recipes(suite, scale, overrides)
     wanted = _only(suite, only)
-    name = _namer(suite)
+    name, arms = _namer(suite), Arms(suite, scale, overrides, speeds)
     kept = []
-    for levels, recipe in resolved:
+    for levels, _ in resolved:
         if all(levels[factor] in labels for factor, labels in wanted.items()):
-            kept.append((Cell(levels, name(levels)), recipe))
+            cell = Cell(levels, name(levels))
+            kept.append((cell, arms.recipe(levels, cell.label)))
     if not kept:
         raise UserError(f"--only {only}: no cell of {suite.name} has these levels together")
     trials = [
         Trial(cell.levels, cell.label, seed, recipe.model_copy(update={"seed": seed}))
         for seed in _seeds(suite, seeds) for cell, recipe in kept
     ]  # fmt: skip
-    return Design(suite, scale or suite.scale, tuple(cell for cell, _ in kept), tuple(trials))
+    return Design(suite, scale or suite.scale, tuple(cell for cell, _ in kept), tuple(trials), arms)
 
 
 def _namer(suite: Suite) -> Callable[[Mapping[str, str]], str]:

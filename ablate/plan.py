@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from ablate import environment
 from ablate.design import Design, Trial
+from ablate.known import selected
+from ablate.match import size
 from ablate.recipe import Recipe, digest
 from registry.record import RETRYABLE, DesignRecord, attempt_key, new_record_id
 
@@ -19,8 +21,6 @@ if TYPE_CHECKING:
     from ablate.worker import Job
     from registry import Store
 
-MATCH_TOLERANCE = 0.02
-"""The share by which arms that are said to be matched may differ."""
 START_UP_SECONDS = 15.0
 """Ray and the imports of its workers."""
 
@@ -48,7 +48,7 @@ class Row:
     memory_gib: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """A design against what is known. `pending` are the rows that a run would train, in order, by so many `workers`; `at_once` of them
     train at the same time."""
@@ -62,6 +62,12 @@ class Plan:
     at_once: int
     finished_before: dict[str, int]
     warnings: tuple[str, ...]
+
+    @functools.cached_property
+    def drift(self) -> dict[str, dict[str, float]]:
+        """By cell, how far it is from the baseline on every axis (`ablate.match.drift`)."""
+        cells = {row.trial.label: row.trial.recipe for row in self.rows}
+        return {label: self.design.arms.drift(recipe) for label, recipe in cells.items()}
 
     @property
     def seconds(self) -> float:
@@ -90,7 +96,13 @@ class Plan:
         """The design as the registry keeps it."""
         suite = self.design.suite
         trials = [
-            {"trial_id": r.trial_id, "cell_id": r.cell_id, "levels": dict(r.trial.levels), "seed": r.trial.seed}
+            {
+                "trial_id": r.trial_id,
+                "cell_id": r.cell_id,
+                "levels": dict(r.trial.levels),
+                "seed": r.trial.seed,
+                "label": r.trial.label,
+            }
             for r in self.rows
         ]
         return DesignRecord(
@@ -98,7 +110,7 @@ class Plan:
             suite=suite.name, scale=self.design.scale, description=suite.description, kind=suite.design,
             factors={factor: [level.label for level in levels] for factor, levels in suite.factors.items()},
             baseline=dict(suite.baseline), seeds=sorted({r.trial.seed for r in self.rows}), match=suite.match, margin=suite.margin,
-            contrasts=[dict(contrast) for contrast in suite.contrasts], trials=trials, suite_text=suite.text,
+            contrasts=[dict(contrast) for contrast in suite.contrasts], trials=trials, drift=self.drift, suite_text=suite.text,
         )  # fmt: skip
 
 
@@ -156,7 +168,7 @@ def make_plan(
     return Plan(
         design=design, rows=tuple(rows), pending=waiting, environment=found, environment_id=place,
         workers=share.workers(len(waiting)), at_once=at_once, finished_before=finished_before,
-        warnings=tuple(_warnings(rows, ids, design.suite.match)),
+        warnings=tuple(_warnings(rows, ids)),
     )  # fmt: skip
 
 
@@ -177,7 +189,7 @@ class _Identity:
 
 
 class _Identities:
-    """Identity and size of recipes; corpora are hashed, code is parsed and models are shaped once each."""
+    """Identity and size of recipes; corpora are hashed and code is parsed once each."""
 
     def __init__(self, cache: Path) -> None:
         self.cache = cache
@@ -186,25 +198,15 @@ class _Identities:
     def __call__(self, recipe: Recipe) -> _Identity:
         from ablate import data, measure
         from ablate.fingerprint import code_fingerprint
-        from ablate.model import build, parameter_count
 
         peek = self._once(("corpus", digest(recipe.to_dict()["data"])), lambda: data.peek(recipe.data, self.cache))
-        selected = sorted(
-            {(c.variant.build.__module__, c.variant.build.__qualname__) for c in recipe.choices().values()}
-        )
-        code = self._once(("code", tuple(selected)), lambda: code_fingerprint(selected))
-
-        def sizes() -> tuple[int, int]:
-            model = build(recipe, "meta")
-            return parameter_count(model), measure.flops_per_token(model, recipe)
-
-        parameters, flops = self._once(
-            ("model", digest([recipe.model.model_dump(mode="json"), recipe.data.seq_len])), sizes
-        )
+        chosen = selected(recipe)
+        code = self._once(("code", chosen), lambda: code_fingerprint(chosen))
+        counts = size(recipe)
         return _Identity(
             recipe.trial_id(peek.fingerprint, code), recipe.cell_id(peek.fingerprint, code), peek.fingerprint,
-            peek.evaluation_fingerprint, peek.text_fingerprint, code, peek.train_tokens, peek.exact, peek.note, parameters, flops,
-            measure.estimated_memory(recipe, parameters),
+            peek.evaluation_fingerprint, peek.text_fingerprint, code, peek.train_tokens, peek.exact, peek.note, counts.parameters,
+            counts.flops_per_token, measure.estimated_memory(recipe, counts.parameters),
         )  # fmt: skip
 
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
@@ -257,7 +259,7 @@ def _matmul_rate(threads: int) -> float:
     return 0.25 * 5 * 2 * 512**3 / (time.perf_counter() - begin)
 
 
-def _warnings(rows: list[Row], ids: list[_Identity], match: str) -> list[str]:
+def _warnings(rows: list[Row], ids: list[_Identity]) -> list[str]:
     """What a user should know before spending anything."""
     found = sorted({i.note for i in ids if i.note})
     most = max(rows, key=lambda row: row.epochs)
@@ -277,11 +279,6 @@ def _warnings(rows: list[Row], ids: list[_Identity], match: str) -> list[str]:
                 "a run will refuse it; take a larger corpus or a shorter run"
             )
             break
-    fewest, most = min(rows, key=lambda row: row.tokens), max(rows, key=lambda row: row.tokens)
-    if match == "tokens" and most.tokens > (1 + MATCH_TOLERANCE) * fewest.tokens:
-        found.append(
-            f"cells are not matched in tokens: {fewest.trial.label} trains on {fewest.tokens:,} and {most.trial.label} on {most.tokens:,}"
-        )
     if len({row.trial.seed for row in rows}) == 1:
         found.append("one seed shows no noise, so no difference can be told from chance; ask for more with --seeds")
     return found

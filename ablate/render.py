@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 WIDE = 10_000
 """Columns where the output is no terminal: nothing is folded."""
+SHOWN = 5e-4
+"""The least share that a plan says a cell is off by."""
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -91,9 +93,30 @@ def plan(made: Plan) -> None:
         ])  # fmt: skip
     numbers = ["params", "FLOP/token", "tokens", "epochs", "time", "GiB"]
     table(["cell", "seeds", *(["recorded"] if known else []), *numbers], lines, right=["seeds", *numbers])
+    _drift(made)
     print(f"\n{summary(made)}")
     for warning in made.warnings:
         print(f"warning: {warning}")
+
+
+def _drift(made: Plan) -> None:
+    """Print how far cells are from the baseline on every axis, and what was adjusted to match them, where there is something to say."""
+    adjusted = {
+        row.trial.label: ", ".join(
+            f"{field.rpartition('.')[2]}={value}"
+            for field, value in made.design.arms.adjusted(row.trial.levels, row.trial.recipe).items()
+        )
+        for row in made.rows
+    }  # fmt: skip
+    axes = list(dict.fromkeys(axis for shares in made.drift.values() for axis in shares))
+    lines = [
+        [label, *(f"{100 * shares[axis]:+.1f} %" if axis in shares else "?" for axis in axes), adjusted[label]]
+        for label, shares in made.drift.items()
+        if adjusted[label] or any(abs(share) >= SHOWN for share in shares.values())
+    ]
+    if lines:
+        print(f"\nmatched in {made.design.suite.match}; off the baseline:")
+        table(["cell", *axes, "adjusted"], lines, right=axes)
 
 
 def summary(made: Plan) -> str:
@@ -121,6 +144,8 @@ def plan_data(made: Plan) -> dict[str, Any]:
         "environment": made.environment,
         "seconds": made.seconds,
         "warnings": list(made.warnings),
+        "match": made.design.suite.match,
+        "drift": made.drift,
         "trials": [
             {"cell": row.trial.label, "levels": dict(row.trial.levels), "seed": row.trial.seed,
              **{name: getattr(row, name) for name in names}, "pending": row.trial_id in pending}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -26,7 +26,9 @@ from ablate.variants import load_factors
 __all__ = ["Level", "Suite", "SuiteError", "json_schema", "load_suite", "shipped"]
 
 DesignKind = Literal["full", "one_at_a_time", "leave_one_out"]
-Match = Literal["tokens", "none"]
+Match = Literal["tokens", "none", "parameters", "flops", "wall_clock"]
+MATCH_TOLERANCE = 0.02
+"""The share by which an arm may be off on the axis that it is matched on."""
 DEFAULT_SEEDS = 3
 MAX_SEEDS = 1000
 
@@ -44,8 +46,8 @@ class Suite:
     """A suite as it was declared. Factors are dotted fields of a recipe; outside `factors`, levels go by their labels.
 
     `base` holds the overrides without the scale; relative paths in it and in levels count from `base_dir`. Without factors there is
-    one cell. `margin` is in nats per token. Each of `contrasts` has `factor`, `level` and `against`. `document` knows the lines, for
-    errors.
+    one cell. `tolerance` is the share by which an arm may miss what it is to `match`. `margin` is in nats per token. Each of `contrasts`
+    has `factor`, `level` and `against`. `document` knows the lines, for errors.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Suite:
     baseline: Mapping[str, str]
     exclude: tuple[Mapping[str, tuple[str, ...]], ...]
     match: Match
+    tolerance: float
     seeds: tuple[int, ...]
     margin: float | None
     contrasts: tuple[Mapping[str, str], ...]
@@ -68,6 +71,24 @@ class Suite:
     @property
     def base_dir(self) -> Path:
         return self.path.parent
+
+    @property
+    def asked(self) -> str:
+        """What to call it on the command line."""
+        return self.name if self.path.is_relative_to(_folder()) else str(self.path)
+
+    def matched(self, text: str) -> Suite:
+        """The suite with another `match`, as it would be said in the file.
+
+        Raises:
+            SuiteError: no axis, or a tolerance that is none.
+        """
+        try:
+            document = read(f"match: {text}", "")
+            axis, tolerance = _match(document, document.value)
+        except SuiteError as error:
+            raise SuiteError(f"--match {text}", None, "", error.message) from None
+        return replace(self, match=axis, tolerance=tolerance)
 
 
 def load_suite(name_or_path: str | Path) -> Suite:
@@ -143,6 +164,7 @@ def _suite(document: Document, text: str, path: Path) -> Suite:
         raise document.error(
             ("tune",), "is not available in this version; give each level a rate of its own among its options"
         )
+    match, tolerance = _match(document, top)
     name = top["name"]
     if not isinstance(name, str) or not re.fullmatch(NAME, name):
         raise document.error(
@@ -167,7 +189,8 @@ def _suite(document: Document, text: str, path: Path) -> Suite:
         design=_one_of(document, "design", top, get_args(DesignKind)),
         baseline=baseline,
         exclude=_exclude(document, top.get("exclude", []), factors),
-        match=_one_of(document, "match", top, get_args(Match)),
+        match=match,
+        tolerance=tolerance,
         seeds=_seeds(document, top.get("seeds", DEFAULT_SEEDS)),
         margin=_margin(document, top),
         contrasts=_contrasts(document, top, factors, baseline),
@@ -241,6 +264,28 @@ def _seeds(document: Document, value: Any) -> tuple[int, ...]:
     if not 1 <= count <= MAX_SEEDS:
         raise document.error(place, f"must be from 1 to {MAX_SEEDS} of them, not {count}")
     return tuple(seeds)
+
+
+def _match(document: Document, top: Mapping[str, Any]) -> tuple[Match, float]:
+    """The axis and the tolerance."""
+    place, value, axes = ("match",), top.get("match", "tokens"), get_args(Match)
+    if not isinstance(value, dict):
+        if value not in axes:
+            raise document.error(
+                place, f"unknown axis {_show(value)}{near_miss(str(value), axes)}; known: {', '.join(axes)}"
+            )
+        return value, MATCH_TOLERANCE
+    known = [axis for axis in axes if axis != "none"]
+    if len(_mapping(document, place, value, known)) != 1:
+        raise document.error(
+            place, f"must be one axis, such as {{parameters: {{tolerance: 0.05}}}}; known: {', '.join(known)}"
+        )
+    ((axis, options),) = value.items()
+    options = _mapping(document, (*place, axis), options, ("tolerance",))
+    tolerance = options.get("tolerance", MATCH_TOLERANCE)
+    if not isinstance(tolerance, int | float) or isinstance(tolerance, bool) or not 0 < tolerance < 1:
+        raise document.error((*place, axis, "tolerance"), f"must be a share between 0 and 1, not {_show(tolerance)}")
+    return axis, float(tolerance)
 
 
 def _margin(document: Document, top: Mapping[str, Any]) -> float | None:

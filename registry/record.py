@@ -241,7 +241,12 @@ class DesignRecord(_Json):
     """A suite as it was declared and expanded: enough to analyse its trials without the suite file.
 
     `factors` maps a factor to its level labels in order; `baseline` maps each factor to one of them; each of `trials` is
-    `{"trial_id", "cell_id", "levels": {factor: label}, "seed"}`.
+    `{"trial_id", "cell_id", "levels": {factor: label}, "seed"}`, with "label", what the cell is called, and "stage": "tune" where it
+    only serves to choose a value (absent: a reported trial).
+
+    By the cell's label: `drift` is how far it is from the baseline on every axis, as shares of the baseline's; `tuning` is its search,
+    `{"field", "values", "trials", "seeds", "chosen", "bracketed"}`, where `trials` has the ids of the trials of each value, by seed,
+    `chosen` is None while it lasts, and an arm that is not bracketed is untuned.
     """
 
     design_id: str
@@ -256,6 +261,8 @@ class DesignRecord(_Json):
     margin: float | None = None
     contrasts: list[dict[str, Any]] = field(default_factory=list)
     trials: list[dict[str, Any]]
+    drift: dict[str, dict[str, float]] = field(default_factory=dict)
+    tuning: dict[str, dict[str, Any]] = field(default_factory=dict)
     suite_text: str = ""
     created_at: str
     schema_version: int = SCHEMA_VERSION

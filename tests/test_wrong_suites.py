@@ -255,10 +255,34 @@ WRONG: dict[str, tuple[str | bytes, int | None, str]] = {
     ),
     "tune": (GOOD + "tune: {optimizer.lr: [1.0e-3]}\n", 4, "tune: is not available in this version"),
     "unknown_match": (
-        GOOD + "match: flops\n",
+        GOOD + "match: flop\n",
         4,
-        "match: 'flops' is not available in this version; known: tokens, none",
+        "match: unknown axis 'flop'; did you mean 'flops'?; known: tokens, none, parameters, flops, wall_clock",
     ),
+    "match_list": (GOOD + "match: [tokens]\n", 4, "match: unknown axis a list"),
+    "match_of_two": (GOOD + "match: {tokens: {}, flops: {}}\n", 4, "match: must be one axis, such as {parameters: "),
+    "match_of_none": (GOOD + "match: {}\n", 4, "match: must be one axis"),
+    "match_unknown_axis": (
+        GOOD + "match:\n  params: {}\n",
+        5,
+        "match.params: unknown key 'params'; did you mean 'parameters'?",
+    ),
+    "match_unknown_option": (
+        GOOD + "match:\n  flops:\n    tolerence: 0.1\n",
+        6,
+        "match.flops.tolerence: unknown key 'tolerence'; did you mean 'tolerance'?",
+    ),
+    "match_tolerance_without_bound": (
+        GOOD + "match: {flops: {tolerance: 5}}\n",
+        4,
+        "match.flops.tolerance: must be a share between 0 and 1, not 5",
+    ),
+    "match_tolerance_text": (
+        GOOD + "match: {flops: {tolerance: small}}\n",
+        4,
+        "must be a share between 0 and 1, not 'small'",
+    ),
+    "match_tolerance_alone": (GOOD + "match: {flops: 0.05}\n", 4, "match.flops: must be a mapping, not 0.05"),
     "baseline_outside": (
         GOOD + "baseline:\n  model.attention: gqa\n",
         5,

@@ -1,0 +1,70 @@
+"""What the registry knows that decides what is to be trained: the speed of recipes, and the losses of trials."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+from ablate import environment
+from ablate.errors import UserError
+from ablate.fingerprint import code_fingerprint
+from ablate.recipe import Recipe
+
+
+class Speeds:
+    """Tokens per second of one recipe over another's, by the newest pass for speed in this environment that had both take turns.
+
+    A recipe is as fast as any that one prepared step serves, by the same code (`Recipe.shape`): seed, length and rates do not matter.
+    """
+
+    def __init__(self, home: Path, *, workers: int | None = None, tracking_uri: str | None = None) -> None:
+        self.home, self.workers, self.tracking_uri = home, workers, tracking_uri
+        self._code = functools.cache(code_fingerprint)
+
+    def __call__(self, recipe: Recipe, baseline: Recipe) -> float | None:
+        own, other = self._kind(recipe), self._kind(baseline)
+        return 1.0 if own == other else self._ratios.get((own, other))
+
+    def _kind(self, recipe: Recipe) -> str:
+        return f"{recipe.shape()} {self._code(selected(recipe))}"
+
+    @functools.cached_property
+    def _ratios(self) -> dict[tuple[str, str], float]:
+        from registry import Store
+        from registry.mirror import sync
+
+        place = environment.environment_id(environment.expected(workers=self.workers))
+        trials = sync(Store.open(self.home, self.tracking_uri, create=False)).trials
+        names = ("environment_id", "purpose", "status", "exclusive", "finished_at", "trial_id", "recipe", "code_fingerprint",
+                 "context")  # fmt: skip
+        rows = [
+            dict(zip(names, row, strict=True))
+            for row in zip(*(trials[name].to_pylist() for name in names), strict=True)
+        ]
+        measured = [
+            row for row in rows
+            if (row["environment_id"], row["purpose"], row["status"]) == (place, "speed", "finished") and row["exclusive"]
+        ]  # fmt: skip
+        kinds: dict[str, str] = {}
+        for row in measured:
+            try:
+                shape = Recipe.from_dict(json.loads(row["recipe"])).shape()
+            except UserError:  # of a version with other fields
+                continue
+            kinds[row["trial_id"]] = f"{shape} {row['code_fingerprint']}"
+        found = {}
+        for row in sorted(measured, key=lambda row: row["finished_at"]):
+            speed: dict[str, Any] = json.loads(row["context"]).get("speed", {})
+            both = kinds.get(row["trial_id"]), kinds.get(speed.get("baseline_trial_id", ""))
+            if all(both):
+                found[both] = speed["ratios"]["tokens_per_second"]["estimate"]
+        return found
+
+
+def selected(recipe: Recipe) -> tuple[tuple[str, str], ...]:
+    """Module and name of the definitions that the recipe chooses."""
+    return tuple(
+        sorted({(c.variant.build.__module__, c.variant.build.__qualname__) for c in recipe.choices().values()})
+    )
