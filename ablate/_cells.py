@@ -83,6 +83,7 @@ def recipes(
             raise resolver.same(found[key], cell)
         found[key] = cell
         resolved.append((cell, recipe))
+        resolver.check_tune(cell)
     return resolved
 
 
@@ -111,6 +112,31 @@ class Resolver:
         for field, value in {**values_of(self.suite, cell), **tuned}.items():
             spec.set(field, value, self.suite.base_dir)
         return spec
+
+    def check_tune(self, cell: Levels) -> None:
+        """Refuse a value of `tune` that the cell cannot take, or a field of its own that it would undo."""
+        tune = self.suite.tune
+        if tune is None:
+            return
+        if not isinstance(tune.values[0], str):
+            for place in self._said(cell, tune.field):
+                message = "is tuned for every cell; leave it out here, or tune by multiples of it, such as x0.5"
+                raise self.suite.document.error(place, message)
+        for i, value in enumerate(tune.values):
+            if error := _failure(lambda value=value: self.spec(cell, {tune.field: value}).resolve()):
+                arm = f" (of {', '.join(cell.values())})" if cell else ""
+                raise self._error((*tune.place, i), tune.field, UserError(_say(error, tune.field) + arm))
+
+    def _said(self, cell: Levels, field: str) -> Iterator[Place]:
+        """Where a cell's levels set a field or an option of a variant."""
+        owner, _, option = field.rpartition(".")
+        for factor, value in values_of(self.suite, cell).items():
+            if field in _leaves(factor, value):
+                yield self._place(factor, cell)
+            if factor == owner and isinstance(value, dict):
+                yield from (
+                    (*self._place(factor, cell), name, option) for name in value if option in (value[name] or {})
+                )
 
     def _with_overrides(self, error: UserError, values: Mapping[str, Any]) -> UserError:
         """The error, with the overrides without which there would be none, where it is said of a line of the suite."""

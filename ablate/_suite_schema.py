@@ -26,7 +26,9 @@ KEYS: dict[str, str] = {
     "match": "What every arm has as much of as the baseline: tokens, parameters (by hidden width or depth), flops of training (by "
     "tokens), wall_clock (by tokens and what `ablate speed` measured); none where the budget itself varies. An arm that is off by more "
     "than 2 % is refused; {parameters: {tolerance: 0.05}} takes one that is off by 5 %.",
-    "tune": "Not available in this version.",
+    "tune": "One field whose best value every cell finds first, on tuning seeds of its own, such as {optimizer.lr: [x0.5, x1, x2]}: "
+    "numbers, or multiples of what the cell has of its own. Where the best value is at an end, the grid goes on, by `extend` values at "
+    "most (2); a cell whose best value is still at an end is untuned. {values: [...], seeds: 1, extend: 2} says more.",
     "seeds": "How many (5 means 0 to 4), or a list of them.",
     "margin": "The difference in val_loss, in nats per token, that counts as equal.",
     "contrasts": "The comparisons named in advance; each level against the baseline where nothing is said.",
@@ -41,6 +43,14 @@ TIMES = {
 AXES = ("tokens", "parameters", "flops", "wall_clock")
 SHARE = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
 NUMBER = {"type": "number", "exclusiveMinimum": 0}
+GRID = {"type": "array", "minItems": 3, "maxItems": 100, "uniqueItems": True, "items": {"anyOf": [NUMBER, TIMES]}}
+SEARCH = {
+    "type": "object", "additionalProperties": False, "required": ["values"],
+    "properties": {
+        "values": GRID, "seeds": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 1},
+        "extend": {"type": "integer", "minimum": 0, "maximum": 100, "default": 2},
+    },
+}  # fmt: skip
 PROBABILITY = {"anyOf": [{"type": "number", "minimum": 0, "exclusiveMaximum": 1}, TIMES]}
 
 
@@ -85,6 +95,7 @@ def json_schema() -> dict[str, Any]:
             ],
             "default": "tokens",
         },
+        "tune": _object({name: {"anyOf": [GRID, SEARCH]} for name in known}) | {"minProperties": 1, "maxProperties": 1},
         "seeds": {
             "anyOf": [
                 {"type": "integer", "minimum": 1, "maximum": 1000},

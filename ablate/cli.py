@@ -21,6 +21,8 @@ from ablate.errors import UserError, near_miss
 
 if TYPE_CHECKING:
     from ablate.design import Design
+    from ablate.plan import Plan, Row
+    from registry.record import TrialRecord
 
 FAILED, WRONG, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
 TRAIN_EXTRA = ("torch", "ray", "datasets", "tokenizers")
@@ -278,45 +280,63 @@ def run(
     corpora = {canonical_json(trial.recipe.to_dict()["data"]): trial.recipe.data for trial in design.trials}
     for corpus in corpora.values():
         data.prepare(corpus, home() / "cache", lambda message: print(message, file=sys.stderr))
-    made = make_plan(design, home=home(), retry_failed=retry_failed, workers=workers, pack=pack)
     # a board shows the whole design, also where only some of its cells are run now
-    whole = make_plan(_design(suite, scale, settings, seeds, None, match, workers), home=home()) if only else made
+    whole = _design(suite, scale, settings, seeds, None, match, workers) if only else design
+    tried: set[str] = set()
+
+    def plan_now(design: Design) -> Plan:
+        return make_plan(design, home=home(), retry_failed=retry_failed, workers=workers, pack=pack, tried=tried)
+
+    made = plan_now(design)
     print(render.summary(made), file=sys.stderr)
     store = Store.open(home())
     store.ingest(Spool(home()))
-    store.declare(whole.design_record())
-    see = f"ablate leaderboard {design.suite.name} --scale {design.scale}"
-    if not made.pending:
-        print(f"see the results with: {see}", file=sys.stderr)
-        return FAILED if any(row.status != "finished" for row in made.rows) else 0
+    ran: list[tuple[Row, TrialRecord]] = []
+    missing = False
+    while True:
+        store.declare((plan_now(whole) if only else made).design_record())
+        if not made.pending:
+            break
 
-    from ablate import scheduler, timeline
-    from ablate.display import Display
+        from ablate import scheduler
+        from ablate.display import Display
 
-    with Display(render.console(stderr=True), design.suite.name) as display:
-        outcome = scheduler.run(
-            made.jobs(), home=home(), store=store, address=address, workers_per_device=workers, timeout=timeout, on_event=display,
-            pack=pack, started=started,
-        )  # fmt: skip
-    if outcome.waiting_in_spool:
-        print(f"{outcome.waiting_in_spool} records wait in the spool for the tracking store", file=sys.stderr)
-    if outcome.interrupted:
-        print(
-            "interrupted; what is finished is kept, and the same command goes on from there",
-            file=sys.stderr,
-            flush=True,
-        )
-        os._exit(128 + outcome.interrupted)  # Ray's threads may hold up an orderly end for a minute
-    failed = [record.trial_id for record in outcome.records if record.status != "finished"]
-    for trial_id in failed:
-        print(f"what a failed trial wrote: ablate logs {trial_id}", file=sys.stderr)
-    print(f"see the results with: {see}", file=sys.stderr)
-    labels = {row.trial_id: row.trial.label for row in made.rows}
-    records = ((f"{labels[r.trial_id]} seed {r.seed}", r.context, r.environment) for r in outcome.records)
+        with Display(render.console(stderr=True), design.suite.name) as display:
+            outcome = scheduler.run(
+                made.jobs(), home=home(), store=store, address=address, workers_per_device=workers, timeout=timeout, on_event=display,
+                pack=pack, started=started,
+            )  # fmt: skip
+        if outcome.waiting_in_spool:
+            print(f"{outcome.waiting_in_spool} records wait in the spool for the tracking store", file=sys.stderr)
+        if outcome.interrupted:
+            print(
+                "interrupted; what is finished is kept, and the same command goes on from there",
+                file=sys.stderr,
+                flush=True,
+            )
+            os._exit(128 + outcome.interrupted)  # Ray's threads may hold up an orderly end for a minute
+        rows = {row.trial_id: row for row in made.pending}
+        ran += [(rows[record.trial_id], record) for record in outcome.records]
+        tried |= rows.keys()
+        missing = bool(outcome.missing)
+        if made.last or missing:
+            break
+        made = plan_now(design)
+        print(render.summary(made), file=sys.stderr)
+    failed = [record for row, record in ran if row.failed(record.status)]
+    for record in failed:
+        print(f"what a failed trial wrote: ablate logs {record.trial_id}", file=sys.stderr)
+    print(f"see the results with: ablate leaderboard {design.suite.name} --scale {design.scale}", file=sys.stderr)
+    if not ran:
+        return FAILED if missing or any(row.failed(row.status) for row in made.rows) else 0
+
+    from ablate import timeline
+
+    records = ((f"{row.trial.name} seed {record.seed}", record.context, record.environment) for row, record in ran)
     if found := timeline.Timeline.of(records):
         path = timeline.save(found, f"{design.suite.name} {design.scale}", home() / "timelines")
         print(f"{found.summary()}: {path}", file=sys.stderr)
-    return FAILED if failed or outcome.missing else 0
+    return FAILED if failed or missing else 0
 
 
 @app.command()
@@ -473,7 +493,7 @@ def speed(
     measured = Pass(made, home(), options, chosen, lambda text: print(text, file=sys.stderr))
     store, spool = Store.open(home()), Spool(home())
     known = {trial["trial_id"] for declared in store.designs() for trial in declared.trials}
-    if not known.issuperset(row.trial_id for row in made.rows):
+    if not known.issuperset(row.trial_id for row in made.reported):
         store.declare(made.design_record())
     records = []
     try:
@@ -487,7 +507,7 @@ def speed(
         raise
     finally:
         store.ingest(spool)
-    render.speed(records, {row.trial_id: row.trial.label for row in made.rows}, form)
+    render.speed(records, {row.trial_id: row.trial.label for row in made.reported}, form)
     return FAILED if any(record.status != "finished" for record in records) else 0
 
 

@@ -6,7 +6,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from ablate._cells import NOTHING, recipes
 from ablate._yaml import SuiteError, read
@@ -28,17 +28,30 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One training run: a cell and a seed, with the recipe that they come to."""
+    """One training run: a cell and a seed, with the recipe that they come to.
+
+    A trial of the `stage` "tune" only serves to choose a value for its cell, and says in `tuned` which one it tries.
+    """
 
     levels: Mapping[str, str]
     label: str
     seed: int
     recipe: Recipe
+    stage: Literal["", "tune"] = ""
+    tuned: str = ""
+
+    @property
+    def name(self) -> str:
+        """Its cell, and what it tries."""
+        return f"{self.label}, {self.tuned}" if self.tuned else self.label
 
 
 @dataclass(frozen=True, slots=True)
 class Design:
-    """What a suite comes to at one scale. Trials go seed by seed, each with all cells: cut short, they are balanced."""
+    """What a suite comes to at one scale. Trials go seed by seed, each with all cells: cut short, they are balanced.
+
+    Where a suite tunes, `trials` are those that are reported, with the value that each arm has of its own (see `ablate.tune`).
+    """
 
     suite: Suite
     scale: str

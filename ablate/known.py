@@ -1,16 +1,21 @@
-"""What the registry knows that decides what is to be trained: the speed of recipes, and the losses of trials."""
+"""What the registry knows that decides what is to be trained: the speed of recipes, and what came of trials."""
 
 from __future__ import annotations
 
 import functools
 import json
+import math
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ablate import environment
 from ablate.errors import UserError
 from ablate.fingerprint import code_fingerprint
 from ablate.recipe import Recipe
+
+if TYPE_CHECKING:
+    from registry import Spool, Store
 
 
 class Speeds:
@@ -61,6 +66,52 @@ class Speeds:
             if all(both):
                 found[both] = speed["ratios"]["tokens_per_second"]["estimate"]
         return found
+
+
+class Results:
+    """What an environment has of trials: the status of each, and of tuning trials the loss.
+
+    Those whose status is in `again` count as not done, unless they are among those `tried` already.
+    """
+
+    def __init__(
+        self, store: Store, spool: Spool, environment_id: str, *, again: Collection[str] = (), tried: Collection[str] = ()
+    ) -> None:  # fmt: skip
+        self.store, self.place, self.again, self.tried = store, environment_id, again, tried
+        self.statuses = store.statuses(environment_id)
+        self.spooled = [r for r in spool.records() if (r.environment_id, r.purpose) == (environment_id, "primary")]
+        self.statuses |= {record.trial_id: record.status for record in self.spooled}
+
+    def __call__(self, trial_id: str) -> float | None:
+        """Its loss: infinite if it diverged, NaN if it failed, None if it is to be trained."""
+        status = self.statuses.get(trial_id)
+        if status is None or (status in self.again and trial_id not in self.tried):
+            return None
+        return (
+            math.inf
+            if status == "diverged"
+            else self._losses.get(trial_id, math.nan)
+            if status == "finished"
+            else math.nan
+        )
+
+    @functools.cached_property
+    def _losses(self) -> dict[str, float]:
+        """Of each trial that finished, as its first record has it: the one that leaderboards count."""
+        from registry.mirror import sync
+
+        trials = sync(self.store).trials
+        names = ("environment_id", "purpose", "status", "finished_at", "trial_id", "metrics.val_loss")
+        rows = zip(*(trials[name].to_pylist() for name in names), strict=True)
+        found = [row[3:] for row in rows if row[:3] == (self.place, "primary", "finished")]
+        found += [
+            (r.finished_at, r.trial_id, r.metrics.get("val_loss")) for r in self.spooled if r.status == "finished"
+        ]
+        return {
+            trial_id: loss
+            for _, trial_id, loss in sorted(found, key=lambda row: row[0], reverse=True)
+            if loss is not None
+        }
 
 
 def selected(recipe: Recipe) -> tuple[tuple[str, str], ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from ablate import environment
 from ablate.design import Design, Trial
-from ablate.known import selected
+from ablate.known import Results, selected
 from ablate.match import size
 from ablate.recipe import Recipe, digest
+from ablate.tune import Arm, Stages, stages, value_of
 from registry.record import RETRYABLE, DesignRecord, attempt_key, new_record_id
 
 if TYPE_CHECKING:
@@ -47,14 +48,24 @@ class Row:
     seconds: float
     memory_gib: float
 
+    def failed(self, status: str | None) -> bool:
+        """Whether that is an outcome to look into; that a value diverges is what a search wants to know."""
+        return status not in ("finished", "diverged") if self.trial.stage else status != "finished"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A design against what is known. `pending` are the rows that a run would train, in order, by so many `workers`; `at_once` of them
-    train at the same time."""
+    """A design against what is known. `pending` are the rows that a run would train next, in order, by so many `workers`; `at_once` of
+    them train at the same time.
+
+    Where a suite tunes, `arms` say how far each is, and `later` holds rows of reported trials whose value is yet to be chosen, with
+    what their cell has of its own; `rows` are all others.
+    """
 
     design: Design
     rows: tuple[Row, ...]
+    later: tuple[Row, ...]
+    arms: tuple[Arm, ...]
     pending: tuple[Row, ...]
     environment: dict[str, Any]
     environment_id: str
@@ -66,13 +77,32 @@ class Plan:
     @functools.cached_property
     def drift(self) -> dict[str, dict[str, float]]:
         """By cell, how far it is from the baseline on every axis (`ablate.match.drift`)."""
-        cells = {row.trial.label: row.trial.recipe for row in self.rows}
+        cells = {row.trial.label: row.trial.recipe for row in self.reported}
         return {label: self.design.arms.drift(recipe) for label, recipe in cells.items()}
+
+    @property
+    def reported(self) -> tuple[Row, ...]:
+        """The rows of trials that do not only serve to tune."""
+        return (*(row for row in self.rows if not row.trial.stage), *self.later)
+
+    @property
+    def last(self) -> bool:
+        """Whether nothing follows the pending trials."""
+        return not self.later and not any(row.trial.stage for row in self.pending)
 
     @property
     def seconds(self) -> float:
         """Forecast of the wall time of the pending trials."""
-        return START_UP_SECONDS + sum(row.seconds for row in self.pending) / self.at_once if self.pending else 0.0
+        return self._wall(self.pending)
+
+    @property
+    def seconds_later(self) -> float:
+        """Forecast of the wall time of what follows them, if no grid is extended."""
+        now = {row.trial_id for row in self.pending}
+        return self._wall([row for row in (*self.rows, *self.later) if row.seconds and row.trial_id not in now])
+
+    def _wall(self, rows: Sequence[Row]) -> float:
+        return START_UP_SECONDS + sum(row.seconds for row in rows) / self.at_once if rows else 0.0
 
     def jobs(self) -> list[Job]:
         """What the scheduler is to do."""
@@ -82,7 +112,7 @@ class Plan:
         revision, dirty = environment.git_revision()
         return [
             Job(
-                trial_id=row.trial_id, cell_id=row.cell_id, label=row.trial.label, suite=self.design.suite.name,
+                trial_id=row.trial_id, cell_id=row.cell_id, label=row.trial.name, suite=self.design.suite.name,
                 scale=self.design.scale, seed=row.trial.seed, recipe=row.trial.recipe.to_dict(), levels=dict(row.trial.levels),
                 corpus_fingerprint=row.corpus_fingerprint, evaluation_fingerprint=row.evaluation_fingerprint,
                 text_fingerprint=row.text_fingerprint, code_fingerprint=row.code_fingerprint, shape=row.trial.recipe.shape(),
@@ -96,22 +126,35 @@ class Plan:
         """The design as the registry keeps it."""
         suite = self.design.suite
         trials = [
-            {
-                "trial_id": r.trial_id,
-                "cell_id": r.cell_id,
-                "levels": dict(r.trial.levels),
-                "seed": r.trial.seed,
-                "label": r.trial.label,
-            }
+            {"trial_id": r.trial_id, "cell_id": r.cell_id, "levels": dict(r.trial.levels), "seed": r.trial.seed, "label": r.trial.label}
+            | ({"stage": r.trial.stage} if r.trial.stage else {})
             for r in self.rows
-        ]
+        ]  # fmt: skip
         return DesignRecord(
             design_id=new_record_id(), created_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
             suite=suite.name, scale=self.design.scale, description=suite.description, kind=suite.design,
             factors={factor: [level.label for level in levels] for factor, levels in suite.factors.items()},
-            baseline=dict(suite.baseline), seeds=sorted({r.trial.seed for r in self.rows}), match=suite.match, margin=suite.margin,
-            contrasts=[dict(contrast) for contrast in suite.contrasts], trials=trials, drift=self.drift, suite_text=suite.text,
+            baseline=dict(suite.baseline), seeds=sorted(self.design.seeds), match=suite.match,
+            contrasts=[dict(contrast) for contrast in suite.contrasts], trials=trials,
+            margin=suite.margin, drift=self.drift, tuning=self._tuning(), suite_text=suite.text,
         )  # fmt: skip
+
+    def _tuning(self) -> dict[str, dict[str, Any]]:
+        """The search of every cell, with its values as numbers and the ids of their trials."""
+        tune = self.design.suite.tune
+        if tune is None:
+            return {}
+        ids = {(row.trial.label, row.trial.tuned, row.trial.seed): row.trial_id for row in self.rows if row.trial.stage}
+        found = {}
+        for arm in self.arms:
+            trials, chosen = [arm.trials[value] for value in arm.search.values], arm.search.chosen
+            numbers = [value_of(same[0].recipe, tune.field) for same in trials]
+            found[arm.cell.label] = {
+                "field": tune.field, "values": numbers, "seeds": [trial.seed for trial in trials[0]],
+                "trials": [[ids[trial.label, trial.tuned, trial.seed] for trial in same] for same in trials],
+                "chosen": None if chosen is None else numbers[arm.search.values.index(chosen)], "bracketed": arm.search.bracketed,
+            }  # fmt: skip
+        return found
 
 
 def make_plan(
@@ -122,54 +165,70 @@ def make_plan(
     workers: int | None = None,
     pack: int | None = None,
     tracking_uri: str | None = None,
+    tried: Collection[str] = (),
 ) -> Plan:
     """Hold `design` against the registry in `home`.
 
-    Every recipe's corpus must be there: it is hashed, not prepared.
+    Every recipe's corpus must be there: it is hashed, not prepared. With `retry_failed`, what failed is pending again, but for the
+    trials that were `tried` since.
 
     Raises:
         UserError: a corpus that is missing, unreadable or too small.
         StoreUnavailable: a tracking server that does not answer.
     """
     from registry import Spool, Store
-    from registry.locks import TrialLock
 
     found = environment.expected(workers=workers)
     place = environment.environment_id(found)
     identities = _Identities(home / "cache")
-    ids = [identities(trial.recipe) for trial in design.trials]
-    # counters first, then what is done: a trial that is finished in between shows in its counter when it is about to be trained
-    finished_before = {i.trial_id: TrialLock(home, attempt_key(i.trial_id, place)).finished() for i in ids}
     store = Store.open(home, tracking_uri, create=False)
-    statuses = store.statuses(place)
-    for record in Spool(home).records():
-        if record.environment_id == place and record.purpose == "primary":
-            statuses[record.trial_id] = record.status
-    redo = {None, *(RETRYABLE if retry_failed else ())}
-    pending = {i.trial_id for i in ids if statuses.get(i.trial_id) in redo}
+    again = RETRYABLE if retry_failed else ()
+    unfolded, results, finished_before = _unfold(
+        design, identities, home, place, lambda: Results(store, Spool(home), place, again=again, tried=tried)
+    )
+    pending = {identities(trial.recipe).trial_id for trial in unfolded.pending}
     speed = _Speed(store, place, found) if pending else None
-    rows = []
-    for trial, i in zip(design.trials, ids, strict=True):
-        rows.append(
-            Row(
-                trial=trial, trial_id=i.trial_id, cell_id=i.cell_id, status=statuses.get(i.trial_id), tokens=trial.recipe.tokens,
-                corpus_fingerprint=i.corpus, evaluation_fingerprint=i.evaluation, text_fingerprint=i.text,
-                code_fingerprint=i.code,
-                parameters=i.parameters, flops_per_token=i.flops, memory_gib=i.memory / 2**30,
-                epochs=trial.recipe.tokens / trial.recipe.fresh_tokens(i.corpus_tokens),
-                seconds=speed(i, trial.recipe) if speed and i.trial_id in pending else 0.0,
-            )
+
+    def row(trial: Trial) -> Row:
+        i = identities(trial.recipe)
+        waits = results(i.trial_id) is None
+        return Row(
+            trial=trial, trial_id=i.trial_id, cell_id=i.cell_id, status=results.statuses.get(i.trial_id), tokens=trial.recipe.tokens,
+            corpus_fingerprint=i.corpus, evaluation_fingerprint=i.evaluation, text_fingerprint=i.text, code_fingerprint=i.code,
+            parameters=i.parameters, flops_per_token=i.flops, memory_gib=i.memory / 2**30,
+            epochs=trial.recipe.tokens / trial.recipe.fresh_tokens(i.corpus_tokens),
+            seconds=speed(i, trial.recipe) if speed and waits else 0.0,
         )  # fmt: skip
-    waiting = tuple(row for row in rows if row.trial_id in pending)
+
+    rows, later = ([row(trial) for trial in trials] for trials in (unfolded.trials, unfolded.later))
+    waiting = tuple({row.trial_id: row for row in rows if row.trial_id in pending}.values())
     share = environment.share(workers, pack=pack, memory_gib=max((row.memory_gib for row in waiting), default=0.0))
     at_once = share.workers(len(waiting))
     if share.device == "cuda" and pack is None:
         at_once = min(at_once, share.devices)  # one trains on each, whatever the others do
     return Plan(
-        design=design, rows=tuple(rows), pending=waiting, environment=found, environment_id=place,
+        design=design, rows=tuple(rows), later=tuple(later), arms=unfolded.arms, pending=waiting, environment=found, environment_id=place,
         workers=share.workers(len(waiting)), at_once=at_once, finished_before=finished_before,
-        warnings=tuple(_warnings(rows, ids)),
+        warnings=tuple(_warnings([one for one in (*rows, *later) if not one.trial.stage], identities)),
     )  # fmt: skip
+
+
+def _unfold(
+    design: Design, identities: _Identities, home: Path, place: str, look: Callable[[], Results]
+) -> tuple[Stages, Results, dict[str, int]]:  # fmt: skip
+    """The stages of a design, what they follow from, and what the locks of its trials had counted before that was looked up."""
+    from registry.locks import TrialLock
+
+    trials = design.trials
+    while True:
+        # counters first, then what is done: a trial that is finished in between shows in its counter when it is about to be trained
+        ids = {identities(trial.recipe).trial_id for trial in trials}
+        before = {trial_id: TrialLock(home, attempt_key(trial_id, place)).finished() for trial_id in ids}
+        results = look()
+        found = stages(design, lambda trial, known=results: known(identities(trial.recipe).trial_id))
+        trials = (*found.trials, *found.later)
+        if before.keys() >= {identities(trial.recipe).trial_id for trial in trials}:
+            return found, results, before
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,8 +318,9 @@ def _matmul_rate(threads: int) -> float:
     return 0.25 * 5 * 2 * 512**3 / (time.perf_counter() - begin)
 
 
-def _warnings(rows: list[Row], ids: list[_Identity]) -> list[str]:
+def _warnings(rows: list[Row], identities: _Identities) -> list[str]:
     """What a user should know before spending anything."""
+    ids = [identities(row.trial.recipe) for row in rows]
     found = sorted({i.note for i in ids if i.note})
     most = max(rows, key=lambda row: row.epochs)
     if most.epochs > 1:

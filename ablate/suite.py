@@ -13,10 +13,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ablate._cells import recipes
+from ablate._cells import decides, recipes
+from ablate._grid import FEWEST, Tune, magnitude
 from ablate._labels import labels as level_labels
 from ablate._labels import spell
 from ablate._suite_schema import KEYS, NAME, json_schema, settable
+from ablate._words import is_multiple
 from ablate._yaml import MAX_BYTES, Document, SuiteError, read
 from ablate._yaml import Path as Place
 from ablate.errors import near_miss
@@ -30,6 +32,9 @@ Match = Literal["tokens", "none", "parameters", "flops", "wall_clock"]
 MATCH_TOLERANCE = 0.02
 """The share by which an arm may be off on the axis that it is matched on."""
 DEFAULT_SEEDS = 3
+DEFAULT_TUNING_SEEDS, DEFAULT_EXTEND = 1, 2
+MOST_VALUES = 100
+UNTUNABLE = ("data", "evaluation", "train.steps", "train.tokens", "train.epochs", "model.vocab_size")
 MAX_SEEDS = 1000
 
 
@@ -61,6 +66,7 @@ class Suite:
     exclude: tuple[Mapping[str, tuple[str, ...]], ...]
     match: Match
     tolerance: float
+    tune: Tune | None
     seeds: tuple[int, ...]
     margin: float | None
     contrasts: tuple[Mapping[str, str], ...]
@@ -160,10 +166,6 @@ def _suite(document: Document, text: str, path: Path) -> Suite:
     top = _mapping(document, (), document.value, KEYS)
     if "name" not in top:
         raise document.error(("name",), "is missing")
-    if "tune" in top:
-        raise document.error(
-            ("tune",), "is not available in this version; give each level a rate of its own among its options"
-        )
     match, tolerance = _match(document, top)
     name = top["name"]
     if not isinstance(name, str) or not re.fullmatch(NAME, name):
@@ -191,6 +193,7 @@ def _suite(document: Document, text: str, path: Path) -> Suite:
         exclude=_exclude(document, top.get("exclude", []), factors),
         match=match,
         tolerance=tolerance,
+        tune=_tune(document, top["tune"], factors) if "tune" in top else None,
         seeds=_seeds(document, top.get("seeds", DEFAULT_SEEDS)),
         margin=_margin(document, top),
         contrasts=_contrasts(document, top, factors, baseline),
@@ -286,6 +289,47 @@ def _match(document: Document, top: Mapping[str, Any]) -> tuple[Match, float]:
     if not isinstance(tolerance, int | float) or isinstance(tolerance, bool) or not 0 < tolerance < 1:
         raise document.error((*place, axis, "tolerance"), f"must be a share between 0 and 1, not {_show(tolerance)}")
     return axis, float(tolerance)
+
+
+def _tune(document: Document, value: Any, factors: Mapping[str, tuple[Level, ...]]) -> Tune:
+    place: Place = ("tune",)
+    given = _mapping(document, place, value, settable())
+    if len(given) != 1:
+        raise document.error(place, f"must be one field, such as {{optimizer.lr: [x0.5, x1, x2]}}, not {len(given)}")
+    ((name, grid),) = given.items()
+    place = (*place, name)
+    if any(decides(name, factor) for factor in factors):
+        raise document.error(place, "is a factor of this suite; tune another field, or compare its levels")
+    if name.startswith(UNTUNABLE):
+        raise document.error(place, "changes what is trained or evaluated on, so that losses would not compare")
+    options = (
+        {"values": grid} if isinstance(grid, list) else _mapping(document, place, grid, ("values", "seeds", "extend"))
+    )
+    if "values" not in options:
+        raise document.error((*place, "values"), "is missing")
+    at = place if isinstance(grid, list) else (*place, "values")
+    values = _list(document, at, options["values"])
+    for i, one in enumerate(values):
+        number = isinstance(one, int | float) and not isinstance(one, bool)
+        if not (number or is_multiple(one)) or magnitude(one) <= 0:
+            raise document.error((*at, i), f"must be a positive number, or a multiple such as x0.5, not {_show(one)}")
+        if isinstance(one, str) != isinstance(values[0], str):
+            raise document.error((*at, i), "must be all numbers or all multiples; this one is not like the first")
+        if magnitude(one) in map(magnitude, values[:i]):
+            raise document.error((*at, i), f"{spell(one)} is there already")
+    if not FEWEST <= len(values) <= MOST_VALUES:
+        raise document.error(
+            at, f"must be from {FEWEST} to {MOST_VALUES} values, for one to lie between others, not {len(values)}"
+        )
+    counts = {"seeds": (DEFAULT_TUNING_SEEDS, 1, MAX_SEEDS), "extend": (DEFAULT_EXTEND, 0, MOST_VALUES)}
+    found = {}
+    for key, (default, least, most) in counts.items():
+        found[key] = options.get(key, default)
+        if not isinstance(found[key], int) or isinstance(found[key], bool) or not least <= found[key] <= most:
+            raise document.error(
+                (*place, key), f"must be a whole number from {least} to {most}, not {_show(found[key])}"
+            )
+    return Tune(field=name, values=tuple(values), place=at, **found)
 
 
 def _margin(document: Document, top: Mapping[str, Any]) -> float | None:

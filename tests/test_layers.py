@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ENGINE = """
     __main__ cli doctor timeline render __init__ display scheduler rows scratch mps writer speed plan known worker watchdog status lease
     inference turns process train feed step graph scaling convert environment
-    design match measure suite _labels _cells _suite_schema spec _resolve _words presets
+    tune design match measure suite _grid _labels _cells _suite_schema spec _resolve _words presets
     model _loss data fingerprint _preparation corpus tokens
     recipe variants _yaml errors
 """.split()

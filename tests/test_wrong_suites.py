@@ -253,7 +253,86 @@ WRONG: dict[str, tuple[str | bytes, int | None, str]] = {
         4,
         "design: a mapping is not available in this version",
     ),
-    "tune": (GOOD + "tune: {optimizer.lr: [1.0e-3]}\n", 4, "tune: is not available in this version"),
+    "tune_list": (GOOD + "tune: [optimizer.lr]\n", 4, "tune: must be a mapping, not a list"),
+    "tune_nothing": (GOOD + "tune: {}\n", 4, "tune: must be one field, such as {optimizer.lr: [x0.5, x1, x2]}, not 0"),
+    "tune_two_fields": (
+        GOOD + "tune: {optimizer.lr: [x1, x2, x4], optimizer.eps: [x1, x2, x4]}\n",
+        4,
+        "must be one field",
+    ),
+    "tune_unknown_field": (
+        GOOD + "tune:\n  optimiser.lr: [x1, x2, x4]\n",
+        5,
+        "tune.optimiser.lr: unknown key 'optimiser.lr'; did you",
+    ),
+    "tune_a_factor": (
+        GOOD + "tune: {model.attention: [x1, x2, x4]}\n",
+        4,
+        "tune.model.attention: is a factor of this suite",
+    ),
+    "tune_the_data": (
+        GOOD + "tune: {data.seq_len: [64, 128, 256]}\n",
+        4,
+        "changes what is trained or evaluated on, so that losses",
+    ),
+    "tune_the_length": (GOOD + "tune: {train.tokens: [x1, x2, x4]}\n", 4, "tune.train.tokens: changes what is trained"),
+    "tune_few": (
+        GOOD + "tune: {optimizer.lr: [1.0e-3, 2.0e-3]}\n",
+        4,
+        "tune.optimizer.lr: must be from 3 to 100 values",
+    ),
+    "tune_few_of_them": (
+        GOOD + "tune:\n  optimizer.lr:\n    values: [x1]\n",
+        6,
+        "tune.optimizer.lr.values: must be from 3",
+    ),
+    "tune_without_values": (GOOD + "tune:\n  optimizer.lr: {seeds: 2}\n", 5, "tune.optimizer.lr.values: is missing"),
+    "tune_text": (
+        GOOD + "tune: {optimizer.lr: [1.0e-3, fast, 1.0]}\n",
+        4,
+        "tune.optimizer.lr[1]: must be a positive number, or a mult",
+    ),
+    "tune_zero": (
+        GOOD + "tune: {optimizer.weight_decay: [0, 0.1, 0.2]}\n",
+        4,
+        "weight_decay[0]: must be a positive number, or a",
+    ),
+    "tune_mixed": (
+        GOOD + "tune: {optimizer.lr: [x1, x2, 1.0]}\n",
+        4,
+        "lr[2]: must be all numbers or all multiples; this one is not like",
+    ),
+    "tune_twice": (GOOD + "tune: {optimizer.lr: [x1, x2, x1.0]}\n", 4, "tune.optimizer.lr[2]: x1.0 is there already"),
+    "tune_seeds": (
+        GOOD + "tune: {optimizer.lr: {values: [x1, x2, x4], seeds: 0}}\n",
+        4,
+        "lr.seeds: must be a whole number from 1 to 1000",
+    ),
+    "tune_extend": (
+        GOOD + "tune: {optimizer.lr: {values: [x1, x2, x4], extend: yes}}\n",
+        4,
+        "lr.extend: must be a whole number from 0",
+    ),
+    "tune_unknown_option": (
+        GOOD + "tune:\n  optimizer.lr:\n    values: [x1, x2, x4]\n    extent: 3\n",
+        7,
+        "tune.optimizer.lr.extent: unknown key 'extent'; did you mean 'extend'?",
+    ),
+    "tune_impossible": (
+        GOOD + "tune:\n  optimizer.beta1:\n  - 0.5\n  - 0.9\n  - 1.5\n",
+        8,
+        "tune.optimizer.beta1[2]: optimizer 'adamw': beta1: Input should be less than 1, not 1.5 (of mha)",
+    ),
+    "tune_what_some_have_not": (
+        "name: x\nfactors: {optimizer: [sgd, adamw]}\ntune: {optimizer.momentum: [0.5, 0.7, 0.9]}\n",
+        3,
+        "tune.optimizer.momentum[0]: optimizer 'adamw' has no option 'momentum'",
+    ),
+    "tune_what_a_level_sets": (
+        "name: x\nfactors:\n  optimizer:\n  - adamw\n  - lion: {lr: 1.0e-4}\ntune: {optimizer.lr: [1.0e-3, 1.0e-2, 1.0e-1]}\n",
+        5,
+        "factors.optimizer[1].lion.lr: is tuned for every cell; leave it out here, or tune by multiples of it, such as x0.5",
+    ),
     "unknown_match": (
         GOOD + "match: flop\n",
         4,
