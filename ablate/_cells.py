@@ -14,6 +14,8 @@ from ablate._words import alternatives
 from ablate._yaml import Path as Place
 from ablate._yaml import SuiteError, printable
 from ablate.errors import UserError
+from ablate.fractional import Fractional
+from ablate.optimal import Optimal, choose
 from ablate.recipe import Recipe, RecipeError, canonical_json
 from ablate.spec import Spec
 from ablate.variants import load_factors
@@ -34,11 +36,15 @@ def cells(suite: Suite) -> list[dict[str, str]]:
         SuiteError: too many, none, without the baseline, or without some level.
     """
     labels = {factor: [level.label for level in levels] for factor, levels in suite.factors.items()}
-    full = suite.design == "full"
-    size = prod(map(len, labels.values())) if full else 1 + sum(len(known) - 1 for known in labels.values())
+    alone = suite.design in ("one_at_a_time", "leave_one_out")
+    size = 1 + sum(len(known) - 1 for known in labels.values()) if alone else prod(map(len, labels.values()))
+    if isinstance(suite.selection, Fractional):
+        size >>= len(suite.selection.generators)
     if size > MAX_CELLS:
         raise suite.document.error(("factors",), f"make {size} cells; {MAX_CELLS} is the most")
-    if full:
+    if isinstance(suite.selection, Fractional):
+        candidates = suite.selection.cells(labels, suite.baseline)
+    elif not alone:
         candidates = [dict(zip(labels, row, strict=True)) for row in itertools.product(*labels.values())]
     else:
         changes = [{factor: label} for factor in labels for label in labels[factor] if label != suite.baseline[factor]]
@@ -54,7 +60,15 @@ def cells(suite: Suite) -> list[dict[str, str]]:
                 raise suite.document.error(
                     ("factors", factor, i), f"level {label} is in no cell; exclude takes out all of its cells"
                 )
-    return kept
+    if not isinstance(suite.selection, Optimal):
+        return kept
+    if len(kept) < suite.selection.cells:
+        message = f"must be up to {len(kept)}, the cells that exclude leaves, not {suite.selection.cells}"
+        raise suite.document.error(("design", "optimal", "cells"), message)
+    try:
+        return [dict(cell) for cell in choose(labels, kept, suite.baseline, suite.selection)]
+    except ValueError as error:
+        raise suite.document.error(("design", "optimal"), str(error)) from None
 
 
 def _matches(cell: Levels, rule: Mapping[str, tuple[str, ...]]) -> bool:
@@ -85,6 +99,28 @@ def recipes(
         resolved.append((cell, recipe))
         resolver.check_tune(cell)
     return resolved
+
+
+def known_bad(
+    suite: Suite,
+    resolved: list[tuple[dict[str, str], Recipe]],
+    scale: str | None = None,
+    overrides: Mapping[str, Any] = NOTHING,
+) -> Recipe | None:
+    """The recipe of the known-bad control, with seed 0: the baseline with the control's overrides, beside the `resolved` cells.
+
+    Raises:
+        SuiteError: overrides without a recipe, or with that of a cell.
+    """
+    if not suite.controls.bad:
+        return None
+    recipe = Resolver(suite, scale or suite.scale, overrides).known_bad()
+    same = canonical_json(recipe.to_dict())
+    for cell, other in resolved:
+        if canonical_json(other.to_dict()) == same:
+            what = ", ".join(f"{factor} {label}" for factor, label in cell.items()) or "the baseline"
+            raise suite.document.error(("controls", "bad"), f"is the same recipe as the cell of {what}")
+    return recipe
 
 
 class Resolver:
@@ -137,6 +173,18 @@ class Resolver:
                 yield from (
                     (*self._place(factor, cell), name, option) for name in value if option in (value[name] or {})
                 )
+
+    def known_bad(self, tuned: Mapping[str, Any] = NOTHING) -> Recipe:
+        """The baseline with the overrides of the control, on top of `tuned` fields."""
+        spec = self.spec(self.suite.baseline, tuned)
+        for key in _outer_first(self.suite.controls.bad):
+            place: Place = ("controls", "bad", key)
+            if error := _failure(spec.set, key, self.suite.controls.bad[key], self.suite.base_dir):
+                raise self._error(place, key, error)
+        try:
+            return spec.resolve()
+        except UserError as error:
+            raise self._error(("controls", "bad"), "", error) from None
 
     def _with_overrides(self, error: UserError, values: Mapping[str, Any]) -> UserError:
         """The error, with the overrides without which there would be none, where it is said of a line of the suite."""

@@ -20,7 +20,9 @@ KEYS: dict[str, str] = {
     "base": "What all trials share: the scale, and overrides of its preset by dotted field.",
     "factors": "What varies: the levels of each dotted field. The options of a variant stand inside its level. Left out: one cell.",
     "design": "full: every combination; one_at_a_time: the baseline, and each other level alone; leave_one_out: the same cells, "
-    "said of a baseline that is a whole recipe, from which each other level takes one choice away.",
+    "said of a baseline that is a whole recipe, from which each other level takes one choice away; fractional: of two-level "
+    "factors the smallest regular fraction of a resolution, or the one of the generators; optimal: so many cells, chosen to "
+    "tell the main effects apart.",
     "baseline": "The level of each factor that others are compared with; the first one where nothing is said.",
     "exclude": "Cells to leave out: each entry gives levels of some factors; cells that have them all are left out.",
     "match": "What every arm has as much of as the baseline: tokens, parameters (by hidden width or depth), flops of training (by "
@@ -29,6 +31,7 @@ KEYS: dict[str, str] = {
     "tune": "One field whose best value every cell finds first, on tuning seeds of its own, such as {optimizer.lr: [x0.5, x1, x2]}: "
     "numbers, or multiples of what the cell has of its own. Where the best value is at an end, the grid goes on, by `extend` values at "
     "most (2); a cell whose best value is still at an end is untuned. {values: [...], seeds: 1, extend: 2} says more.",
+    "controls": "What is run to test the suite itself: the baseline again on seeds of its own, and what is known to be bad.",
     "seeds": "How many (5 means 0 to 4), or a list of them.",
     "margin": "The difference in val_loss, in nats per token, that counts as equal.",
     "contrasts": "The comparisons named in advance; each level against the baseline where nothing is said.",
@@ -51,6 +54,14 @@ SEARCH = {
         "extend": {"type": "integer", "minimum": 0, "maximum": 100, "default": 2},
     },
 }  # fmt: skip
+_RESOLUTION = "3: main effects are confounded with interactions of two factors; 4: of three, and those of two with each other; 5: of four."
+_GENERATORS = "The factors that are not crossed, each with those whose product it follows."
+_ALIAS = "The largest share of an interaction of two factors that may get into a main effect."
+_AA = {
+    "anyOf": [{"type": "boolean"}, {"type": "integer", "minimum": 1, "maximum": 1000}],
+    "description": "The baseline again: true for as many seeds as the suite has, or how many. They are no seeds of the suite.",
+}
+_BAD = "Overrides that should make the baseline worse, such as optimizer.lr: x10."
 PROBABILITY = {"anyOf": [{"type": "number", "minimum": 0, "exclusiveMaximum": 1}, TIMES]}
 
 
@@ -84,7 +95,7 @@ def json_schema() -> dict[str, Any]:
         "source": {"type": "string"},
         "base": _object({"scale": {"enum": list(SCALES), "default": DEFAULT_SCALE}, **known}),
         "factors": _object(levels) | {"minProperties": 1},
-        "design": {"enum": ["full", "one_at_a_time", "leave_one_out"], "default": "full"},
+        "design": _design(list(known)),
         "baseline": _object(names),
         "exclude": {"type": "array", "items": _object(rule) | {"minProperties": 1}},
         "match": {
@@ -96,6 +107,8 @@ def json_schema() -> dict[str, Any]:
             "default": "tokens",
         },
         "tune": _object({name: {"anyOf": [GRID, SEARCH]} for name in known}) | {"minProperties": 1, "maxProperties": 1},
+        "controls": _object({"aa": _AA, "bad": _object(known) | {"minProperties": 1, "description": _BAD}})
+        | {"minProperties": 1},
         "seeds": {
             "anyOf": [
                 {"type": "integer", "minimum": 1, "maximum": 1000},
@@ -113,6 +126,30 @@ def json_schema() -> dict[str, Any]:
         "required": ["name"],
         "$defs": _definitions() | {name: schema for name, schema in schemas.items() if "$ref" not in schema},
     }
+
+
+def _design(fields: list[str]) -> dict[str, Any]:
+    product = {"type": "array", "minItems": 2, "uniqueItems": True, "items": {"enum": fields}}
+    fractional = {
+        "resolution": {"enum": [3, 4, 5], "description": _RESOLUTION},
+        "generators": {
+            "type": "object",
+            "minProperties": 1,
+            "propertyNames": {"enum": fields},
+            "additionalProperties": product,
+        }
+        | {"description": _GENERATORS},
+    }
+    optimal = {
+        "cells": {"type": "integer", "minimum": 1, "description": "How many cells of the grid to run."},
+        "alias": {"type": "number", "minimum": 0, "default": 0.5, "description": _ALIAS},
+    }
+    selections = {
+        "fractional": _object(fractional) | {"minProperties": 1, "maxProperties": 1},
+        "optimal": _object(optimal) | {"required": ["cells"]},
+    }
+    names = {"enum": ["full", "one_at_a_time", "leave_one_out"]}
+    return {"anyOf": [names, _object(selections) | {"minProperties": 1, "maxProperties": 1}], "default": "full"}
 
 
 def _object(properties: dict[str, Any]) -> dict[str, Any]:

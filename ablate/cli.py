@@ -22,7 +22,8 @@ from ablate.errors import UserError, near_miss
 if TYPE_CHECKING:
     from ablate.design import Design
     from ablate.plan import Plan, Row
-    from registry.record import TrialRecord
+    from registry import Store
+    from registry.record import DesignRecord, TrialRecord
 
 FAILED, WRONG, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
 TRAIN_EXTRA = ("torch", "ray", "datasets", "tokenizers")
@@ -33,6 +34,12 @@ class Format(StrEnum):
     table = "table"
     json = "json"
     csv = "csv"
+    markdown = "markdown"
+    latex = "latex"
+
+
+class Document(StrEnum):
+    html = "html"
     markdown = "markdown"
     latex = "latex"
 
@@ -131,6 +138,17 @@ def _design(
     return expand(found, scale=scale, overrides=parse_set(settings or ()), seeds=seeds, only=only, speeds=speeds)
 
 
+def _prepare(design: Design) -> None:
+    """Have every corpus of the design in the cache."""
+    from ablate import data
+    from ablate.recipe import canonical_json
+    from registry.home import home
+
+    corpora = {canonical_json(trial.recipe.to_dict()["data"]): trial.recipe.data for trial in design.trials}
+    for corpus in corpora.values():
+        data.prepare(corpus, home() / "cache", lambda message: print(message, file=sys.stderr))
+
+
 def _name(suite: str) -> str:
     """The name under which a suite's results are recorded."""
     from ablate.suite import is_path, load_suite
@@ -222,18 +240,30 @@ def plan(
     seeds: Seeds = None,
     only: Only = None,
     match: Match = None,
+    effect: Annotated[
+        float | None,
+        typer.Option(
+            "--effect", metavar="NATS", min=1e-6, help="Say how many seeds would show it, instead of the margin."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one object per trial, for programs.")] = False,
 ) -> None:
-    """Show what a run would do and cost; nothing is run."""
-    from ablate import render
+    """Show what a run would do, what it can show, and what it costs; nothing is run."""
+    from ablate import render, render_outlook
+    from ablate.outlook import outlook
     from ablate.plan import make_plan
     from registry.home import home
 
-    made = make_plan(_design(suite, scale, settings, seeds, only, match), home=home())
+    design = _design(suite, scale, settings, seeds, only, match)
+    made = make_plan(design, home=home())
+    whole = _design(suite, scale, settings, seeds, None, match) if only else design
+    found = outlook(whole, made, home(), effect=effect)
     if as_json:
-        print(json.dumps(render.plan_data(made), indent=2))
+        print(json.dumps(render.plan_data(made) | {"design": render_outlook.data(found, made)}, indent=2))
     else:
         render.plan(made)
+        print()
+        render_outlook.outlook(found, made)
 
 
 @app.command()
@@ -268,18 +298,15 @@ def run(
     """
     import time
 
-    from ablate import data, environment, render
+    from ablate import environment, render
     from ablate.plan import make_plan
-    from ablate.recipe import canonical_json
     from registry import Spool, Store
     from registry.home import home
 
     started = time.time()
     design = _design(suite, scale, settings, seeds, only, match, workers)
     environment.share(workers, pack=pack)  # what is asked for cannot be had, perhaps
-    corpora = {canonical_json(trial.recipe.to_dict()["data"]): trial.recipe.data for trial in design.trials}
-    for corpus in corpora.values():
-        data.prepare(corpus, home() / "cache", lambda message: print(message, file=sys.stderr))
+    _prepare(design)
     # a board shows the whole design, also where only some of its cells are run now
     whole = _design(suite, scale, settings, seeds, None, match, workers) if only else design
     tried: set[str] = set()
@@ -289,13 +316,19 @@ def run(
 
     made = plan_now(design)
     print(render.summary(made), file=sys.stderr)
-    store = Store.open(home())
-    store.ingest(Spool(home()))
     ran: list[tuple[Row, TrialRecord]] = []
     missing = False
     while True:
-        store.declare((plan_now(whole) if only else made).design_record())
+        declared = (plan_now(whole) if only else made).design_record()
+
+        def open_store(declared: DesignRecord = declared) -> Store:
+            store = Store.open(home())
+            store.ingest(Spool(home()))
+            store.declare(declared)
+            return store
+
         if not made.pending:
+            open_store()
             break
 
         from ablate import scheduler
@@ -303,8 +336,8 @@ def run(
 
         with Display(render.console(stderr=True), design.suite.name) as display:
             outcome = scheduler.run(
-                made.jobs(), home=home(), store=store, address=address, workers_per_device=workers, timeout=timeout, on_event=display,
-                pack=pack, started=started,
+                made.jobs(), home=home(), open_store=open_store, address=address, workers_per_device=workers, timeout=timeout,
+                on_event=display, pack=pack, started=started,
             )  # fmt: skip
         if outcome.waiting_in_spool:
             print(f"{outcome.waiting_in_spool} records wait in the spool for the tracking store", file=sys.stderr)
@@ -440,6 +473,41 @@ def leaderboard(
 
 
 @app.command()
+def report(
+    suite: NamedSuite,
+    scale: OnlyScale = None,
+    form: Annotated[Document, typer.Option("--format", help="A page, or its tables alone.")] = Document.html,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Where to write it, instead of ABLATE_HOME/reports (a page) or stdout.",
+        ),
+    ] = None,
+    offline: Offline = False,
+) -> None:
+    """Say what each level of a suite does, and how sure that is.
+
+    The page needs no network: answers, effects with intervals, plots, controls, provenance and every caveat.
+    """
+    from registry.home import home
+    from registry.report import report as make_report
+
+    made = make_report(_name(suite), scale, offline=offline)
+    text = made.render(form)
+    if output is None and form is not Document.html:
+        sys.stdout.write(text)
+        return
+    path = output or home() / "reports" / f"{made.file_name}.html"
+    if output is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    print(path)
+
+
+@app.command()
 def speed(
     suite: SuiteArg,
     scale: Scale = None,
@@ -471,10 +539,9 @@ def speed(
 
     The device is kept to itself; quality is not measured. Ctrl-C keeps what is finished.
     """
-    from ablate import data, render
+    from ablate import render
     from ablate.match import SpeedUnknown
     from ablate.plan import make_plan
-    from ablate.recipe import canonical_json
     from ablate.speed import Options, Pass
     from registry import Spool, Store
     from registry.home import home
@@ -485,9 +552,7 @@ def speed(
         match = "none"  # what arms are matched by is what this measures
         design = _design(suite, scale, settings, None, None, match)
     chosen = {cell.label for cell in _design(suite, scale, settings, 1, only, match).cells}
-    corpora = {canonical_json(trial.recipe.to_dict()["data"]): trial.recipe.data for trial in design.trials}
-    for corpus in corpora.values():
-        data.prepare(corpus, home() / "cache", lambda message: print(message, file=sys.stderr))
+    _prepare(design)
     made = make_plan(design, home=home())
     options = Options(rounds=rounds, steps=steps, inference=inference, batch=batch, context=context)
     measured = Pass(made, home(), options, chosen, lambda text: print(text, file=sys.stderr))

@@ -8,14 +8,23 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ablate._cells import NOTHING, recipes
+from ablate._cells import NOTHING, known_bad, recipes
+from ablate._labels import spell
 from ablate._yaml import SuiteError, read
+from ablate.aliases import Alias, aliases
 from ablate.errors import UserError, near_miss
+from ablate.fractional import Fractional
 from ablate.match import Arms, Speeds
 from ablate.presets import SCALES
 from ablate.recipe import Recipe
 from ablate.suite import MAX_SEEDS, Suite
 from ablate.variants import load_factors
+
+ALONE = ("one_at_a_time", "leave_one_out")
+"""The designs in which a cell departs from the baseline by one level: it is named by that."""
+AA_SEEDS = 1_000_000
+"""The first seed of an A/A arm: far from those that a suite grows into."""
+Control = Literal["", "aa", "bad"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +39,8 @@ class Cell:
 class Trial:
     """One training run: a cell and a seed, with the recipe that they come to.
 
+    Of a `control`, "aa" is the baseline with a seed that no other cell has, and "bad" is known to be bad and has no levels.
+
     A trial of the `stage` "tune" only serves to choose a value for its cell, and says in `tuned` which one it tries.
     """
 
@@ -37,6 +48,7 @@ class Trial:
     label: str
     seed: int
     recipe: Recipe
+    control: Control = ""
     stage: Literal["", "tune"] = ""
     tuned: str = ""
 
@@ -48,7 +60,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Design:
-    """What a suite comes to at one scale. Trials go seed by seed, each with all cells: cut short, they are balanced.
+    """What a suite comes to at one scale. Trials go seed by seed, each with all cells and controls: cut short, they are balanced.
 
     Where a suite tunes, `trials` are those that are reported, with the value that each arm has of its own (see `ablate.tune`).
     """
@@ -61,7 +73,20 @@ class Design:
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        return tuple(dict.fromkeys(trial.seed for trial in self.trials))
+        """The seeds of the cells, without those of an A/A arm."""
+        return tuple(dict.fromkeys(trial.seed for trial in self.trials if trial.control != "aa"))
+
+    @property
+    def labels(self) -> dict[str, list[str]]:
+        """The labels of the levels of each factor."""
+        return {factor: [level.label for level in levels] for factor, levels in self.suite.factors.items()}
+
+    def aliases(self) -> list[Alias]:
+        """What each estimate holds beside its own effect, where the design confounds them; else nothing."""
+        if self.suite.selection is None:
+            return []
+        whole = isinstance(self.suite.selection, Fractional)
+        return aliases(self.labels, [cell.levels for cell in self.cells], whole=whole)
 
 
 def expand(
@@ -77,7 +102,7 @@ def expand(
 
     `overrides` come between the suite's base and its levels. A number of `seeds` takes the suite's first ones, and goes
     on with the smallest unused. `only` keeps the cells with the given levels: `"attention=gqa,optimizer=lion"`, or
-    labels by factor. `speeds` are what `match: wall_clock` goes by.
+    labels by factor; the controls are there where the baseline is. `speeds` are what `match: wall_clock` goes by.
 
     Raises:
         UserError: a cell that no recipe can be made of or that cannot be matched, an override of what is a factor, or nothing left.
@@ -94,11 +119,37 @@ def expand(
             kept.append((cell, arms.recipe(levels, cell.label)))
     if not kept:
         raise UserError(f"--only {only}: no cell of {suite.name} has these levels together")
-    trials = [
-        Trial(cell.levels, cell.label, seed, recipe.model_copy(update={"seed": seed}))
-        for seed in _seeds(suite, seeds) for cell, recipe in kept
-    ]  # fmt: skip
+    numbers = _seeds(suite, seeds)
+    controls: list[list[Trial]] = []
+    if any(cell.levels == suite.baseline for cell, _ in kept):
+        baseline = next(recipe for levels, recipe in resolved if levels == suite.baseline)
+        controls = _controls(suite, numbers, baseline, known_bad(suite, resolved, scale, overrides))
+    trials = []
+    for rest, seed in itertools.zip_longest(controls, numbers):
+        if seed is not None:
+            trials += [Trial(cell.levels, cell.label, seed, _seeded(recipe, seed)) for cell, recipe in kept]
+        trials += rest or []
     return Design(suite, scale or suite.scale, tuple(cell for cell, _ in kept), tuple(trials), arms)
+
+
+def _seeded(recipe: Recipe, seed: int) -> Recipe:
+    return recipe.model_copy(update={"seed": seed})
+
+
+def _controls(suite: Suite, seeds: Sequence[int], baseline: Recipe, bad: Recipe | None) -> list[list[Trial]]:
+    """The controls that go with each seed in turn; where an A/A arm has more seeds, these come after."""
+    wanted = suite.controls.aa
+    size = len(seeds) if wanted is True else int(wanted)
+    unused = (seed for seed in itertools.count(AA_SEEDS) if seed not in seeds and seed not in suite.seeds)
+    found: list[list[Trial]] = [[] for _ in range(max(size, len(seeds)))]
+    for place, seed in enumerate(itertools.islice(unused, size)):
+        found[place].append(Trial(suite.baseline, "A/A", seed, _seeded(baseline, seed), "aa"))
+    if bad is not None:
+        short = short_names(suite.controls.bad)
+        changes = ", ".join(f"{short[field]}={spell(value)}" for field, value in suite.controls.bad.items())
+        for place, seed in enumerate(seeds):
+            found[place].append(Trial({}, f"known-bad: {changes}", seed, _seeded(bad, seed), "bad"))
+    return found
 
 
 def _namer(suite: Suite) -> Callable[[Mapping[str, str]], str]:
@@ -113,7 +164,7 @@ def _namer(suite: Suite) -> Callable[[Mapping[str, str]], str]:
     }  # fmt: skip
 
     def name(levels: Mapping[str, str]) -> str:
-        if suite.design == "full":
+        if suite.design not in ALONE:
             words = [label if factor in clear else f"{short[factor]}={label}" for factor, label in levels.items()]
             return " + ".join(words) or "base"
         changes = [f"{short[factor]}={label}" for factor, label in levels.items() if label != suite.baseline[factor]]

@@ -154,6 +154,13 @@ def describe(device: str, threads: int) -> dict[str, Any]:
     return found
 
 
+def device_uuid(device: str) -> str:
+    """What tells the device that this process works on (`cuda` or `cpu`) from the others of the machine."""
+    import torch
+
+    return str(torch.cuda.get_device_properties(0).uuid) if device == "cuda" else "cpu"
+
+
 def environment_id(environment: Mapping[str, Any]) -> str:
     """16 hexadecimal digits over the device's model, torch, CUDA and the threads; the rest of `describe` is context."""
     return digest({name: environment[name] for name in ("device", "torch", "cuda", "threads")})

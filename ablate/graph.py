@@ -14,7 +14,8 @@ class Captured:
     """`function` of one tensor on a GPU as one launch: a call copies its argument in, and replays what the function did.
 
     The function has run before on `stream`, and changes nothing but tensors in place. Its result is overwritten by the next call of
-    this and of what shares its `pool` of memory.
+    this and of what shares its `pool` of memory. A capture that fails raises what the function raised, and leaves the device usable;
+    its default generator is a new one then.
     """
 
     def __init__(
@@ -24,8 +25,14 @@ class Captured:
         self._graph = torch.cuda.CUDAGraph()
         # workspace that is made during capture is the graph's own; what it found, somebody else might free
         torch._C._cuda_clearCublasWorkspaces()
-        with torch.cuda.graph(self._graph, stream=stream, pool=pool):
-            self._result = function(self.argument)
+        try:
+            with torch.cuda.graph(self._graph, stream=stream, pool=pool):
+                self._result = function(self.argument)
+        except Exception:
+            # the generator still takes itself to be captured, and refuses all else (pytorch/pytorch#171263)
+            generator = torch.cuda.default_generators[self.argument.device.index]
+            generator.graphsafe_set_state(torch.Generator(self.argument.device).graphsafe_get_state())
+            raise
         torch._C._cuda_clearCublasWorkspaces()
         self.pool = self._graph.pool()
 

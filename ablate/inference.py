@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ablate import memory
 from ablate.errors import UserError
 from ablate.graph import Captured, side_stream
 from ablate.measure import StepClock
@@ -79,9 +80,9 @@ class Inference:
         if prompts.is_cuda:
             try:
                 self._capture(prompts)
-            except torch.OutOfMemoryError:
-                raise
             except Exception as error:
+                if memory.is_exhausted(error):
+                    raise
                 warnings.warn(f"inference was not captured in a graph: {error}", RuntimeWarning, stacklevel=2)
 
     def _capture(self, prompts: Tensor) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import statistics
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,11 +55,8 @@ class Speeds:
         ]  # fmt: skip
         kinds: dict[str, str] = {}
         for row in measured:
-            try:
-                shape = Recipe.from_dict(json.loads(row["recipe"])).shape()
-            except UserError:  # of a version with other fields
-                continue
-            kinds[row["trial_id"]] = f"{shape} {row['code_fingerprint']}"
+            if shape := _shape(row["recipe"]):
+                kinds[row["trial_id"]] = f"{shape} {row['code_fingerprint']}"
         found = {}
         for row in sorted(measured, key=lambda row: row["finished_at"]):
             speed: dict[str, Any] = json.loads(row["context"]).get("speed", {})
@@ -66,6 +64,68 @@ class Speeds:
             if all(both):
                 found[both] = speed["ratios"]["tokens_per_second"]["estimate"]
         return found
+
+
+class Forecast:
+    """Seconds that a trial may take, and whether they are from measured step times of its shape in this environment (the newest counts);
+    else they are from the rate of other shapes here, else from a guess."""
+
+    def __init__(self, store: Store, environment_id: str, found: dict[str, Any]) -> None:
+        from registry.mirror import sync
+
+        known = sync(store).trials
+        columns = ("environment_id", "finished_at", "metrics.tokens_per_second", "metrics.flops_per_token", "recipe")
+        rows = [
+            row[1:] for row in zip(*(known[name].to_pylist() for name in columns), strict=True)
+            if row[0] == environment_id and row[2] and row[3]
+        ]  # fmt: skip
+        newest = sorted(rows, key=lambda row: row[0])[-1000:]
+        self.rates = [speed * flops for _, speed, flops, _ in newest]
+        self.by_shape = {shape: speed for _, speed, _, text in newest if (shape := _shape(text))}
+        self.found = found
+
+    def __call__(self, recipe: Recipe, flops_per_token: int) -> tuple[float, bool]:
+        # evaluation is a third of the work of training on the same tokens
+        evaluated = recipe.evaluation.sequences * recipe.data.seq_len * recipe.evaluation.points
+        tokens = recipe.tokens + evaluated / 3
+        if measured := self.by_shape.get(recipe.shape()):
+            return 1.0 + tokens / measured, True
+        return 1.0 + tokens * flops_per_token / self._rate(recipe), False
+
+    def _rate(self, recipe: Recipe) -> float:
+        from ablate import measure
+
+        peak = measure.peak_flops(self.found["device"], recipe)
+        return (
+            statistics.median(self.rates) if self.rates else 0.3 * peak if peak else _matmul_rate(self.found["threads"])
+        )
+
+
+@functools.lru_cache(maxsize=2000)
+def _shape(recipe: str) -> str | None:
+    """The shape of a recorded recipe; None for one of a version with other fields."""
+    try:
+        return Recipe.from_dict(json.loads(recipe)).shape()
+    except UserError:
+        return None
+
+
+@functools.cache
+def _matmul_rate(threads: int) -> float:
+    """A quarter of what this CPU multiplies small matrices at, in FLOP/s: about what small models reach."""
+    import time
+
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    a = torch.randn(512, 512)
+    torch.mm(a, a)
+    begin = time.perf_counter()
+    for _ in range(5):
+        torch.mm(a, a)
+    torch.set_num_threads(before)
+    return 0.25 * 5 * 2 * 512**3 / (time.perf_counter() - begin)
 
 
 class Results:

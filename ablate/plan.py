@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import functools
-import statistics
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablate import environment
 from ablate.design import Design, Trial
-from ablate.known import Results, selected
+from ablate.known import Forecast, Results, selected
 from ablate.match import size
 from ablate.recipe import Recipe, digest
 from ablate.tune import Arm, Stages, stages, value_of
-from registry.record import RETRYABLE, DesignRecord, attempt_key, new_record_id
+from registry.record import RETRYABLE, DesignRecord, attempt_key, cell_label, new_record_id
 
 if TYPE_CHECKING:
     from ablate.worker import Job
-    from registry import Store
 
 START_UP_SECONDS = 15.0
 """Ray and the imports of its workers."""
@@ -30,7 +29,8 @@ START_UP_SECONDS = 15.0
 class Row:
     """One trial: who it is, where it stands, what it takes. `status` is None where nothing was recorded here.
 
-    `seconds` and `memory_gib` are forecasts; `memory_gib` is of the device, `epochs` passes over the corpus.
+    `seconds` and `memory_gib` are forecasts, `seconds` from measured step times where `timed`; `memory_gib` is of the device, `epochs`
+    passes over the corpus.
     """
 
     trial: Trial
@@ -46,11 +46,13 @@ class Row:
     tokens: int
     epochs: float
     seconds: float
+    timed: bool
     memory_gib: float
 
     def failed(self, status: str | None) -> bool:
-        """Whether that is an outcome to look into; that a value diverges is what a search wants to know."""
-        return status not in ("finished", "diverged") if self.trial.stage else status != "finished"
+        """Whether that is an outcome to look into; a value that is tried may diverge, and so may what is known to be bad."""
+        may_diverge = self.trial.stage == "tune" or self.trial.control == "bad"
+        return status not in (("finished", "diverged") if may_diverge else ("finished",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,13 +79,22 @@ class Plan:
     @functools.cached_property
     def drift(self) -> dict[str, dict[str, float]]:
         """By cell, how far it is from the baseline on every axis (`ablate.match.drift`)."""
-        cells = {row.trial.label: row.trial.recipe for row in self.reported}
-        return {label: self.design.arms.drift(recipe) for label, recipe in cells.items()}
+        return {row.trial.label: self.design.arms.drift(row.trial.recipe) for row in self.cells}
+
+    @property
+    def cells(self) -> tuple[Row, ...]:
+        """A row of each cell, without controls."""
+        return tuple({row.trial.label: row for row in self.reported if not row.trial.control}.values())
 
     @property
     def reported(self) -> tuple[Row, ...]:
         """The rows of trials that do not only serve to tune."""
         return (*(row for row in self.rows if not row.trial.stage), *self.later)
+
+    @property
+    def waiting(self) -> tuple[Row, ...]:
+        """The rows of all trials that are to be trained, now or later, if no grid is extended."""
+        return tuple(row for row in (*self.rows, *self.later) if row.seconds)
 
     @property
     def last(self) -> bool:
@@ -99,7 +110,7 @@ class Plan:
     def seconds_later(self) -> float:
         """Forecast of the wall time of what follows them, if no grid is extended."""
         now = {row.trial_id for row in self.pending}
-        return self._wall([row for row in (*self.rows, *self.later) if row.seconds and row.trial_id not in now])
+        return self._wall([row for row in self.waiting if row.trial_id not in now])
 
     def _wall(self, rows: Sequence[Row]) -> float:
         return START_UP_SECONDS + sum(row.seconds for row in rows) / self.at_once if rows else 0.0
@@ -126,20 +137,27 @@ class Plan:
         """The design as the registry keeps it."""
         suite = self.design.suite
         trials = [
-            {"trial_id": r.trial_id, "cell_id": r.cell_id, "levels": dict(r.trial.levels), "seed": r.trial.seed, "label": r.trial.label}
+            {"trial_id": r.trial_id, "cell_id": r.cell_id, "levels": dict(r.trial.levels), "seed": r.trial.seed}
+            | ({"control": r.trial.control, "label": r.trial.label} if r.trial.control else {})
             | ({"stage": r.trial.stage} if r.trial.stage else {})
             for r in self.rows
         ]  # fmt: skip
-        return DesignRecord(
+        record = DesignRecord(
             design_id=new_record_id(), created_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
             suite=suite.name, scale=self.design.scale, description=suite.description, kind=suite.design,
             factors={factor: [level.label for level in levels] for factor, levels in suite.factors.items()},
-            baseline=dict(suite.baseline), seeds=sorted(self.design.seeds), match=suite.match,
-            contrasts=[dict(contrast) for contrast in suite.contrasts], trials=trials,
-            margin=suite.margin, drift=self.drift, tuning=self._tuning(), suite_text=suite.text,
+            baseline=dict(suite.baseline), seeds=sorted(self.design.seeds), match=suite.match, margin=suite.margin,
+            contrasts=[dict(contrast) for contrast in suite.contrasts], trials=trials, suite_text=suite.text,
+            cells_stood_for=prod(map(len, suite.factors.values())),
+            aliases=[
+                {"effect": list(alias.effect), "aliases": [{"effect": list(e), "coefficient": c} for e, c in alias.others]}
+                for alias in self.design.aliases()
+            ],
         )  # fmt: skip
+        drift = {cell_label(record, dict(row.trial.levels)): self.drift[row.trial.label] for row in self.cells}
+        return replace(record, drift=drift, tuning=self._tuning(record))
 
-    def _tuning(self) -> dict[str, dict[str, Any]]:
+    def _tuning(self, record: DesignRecord) -> dict[str, dict[str, Any]]:
         """The search of every cell, with its values as numbers and the ids of their trials."""
         tune = self.design.suite.tune
         if tune is None:
@@ -149,7 +167,7 @@ class Plan:
         for arm in self.arms:
             trials, chosen = [arm.trials[value] for value in arm.search.values], arm.search.chosen
             numbers = [value_of(same[0].recipe, tune.field) for same in trials]
-            found[arm.cell.label] = {
+            found[cell_label(record, dict(arm.cell.levels))] = {
                 "field": tune.field, "values": numbers, "seeds": [trial.seed for trial in trials[0]],
                 "trials": [[ids[trial.label, trial.tuned, trial.seed] for trial in same] for same in trials],
                 "chosen": None if chosen is None else numbers[arm.search.values.index(chosen)], "bracketed": arm.search.bracketed,
@@ -187,17 +205,16 @@ def make_plan(
         design, identities, home, place, lambda: Results(store, Spool(home), place, again=again, tried=tried)
     )
     pending = {identities(trial.recipe).trial_id for trial in unfolded.pending}
-    speed = _Speed(store, place, found) if pending else None
+    forecast = Forecast(store, place, found) if pending else None
 
     def row(trial: Trial) -> Row:
         i = identities(trial.recipe)
-        waits = results(i.trial_id) is None
+        seconds, timed = forecast(trial.recipe, i.flops) if forecast and results(i.trial_id) is None else (0.0, False)
         return Row(
             trial=trial, trial_id=i.trial_id, cell_id=i.cell_id, status=results.statuses.get(i.trial_id), tokens=trial.recipe.tokens,
             corpus_fingerprint=i.corpus, evaluation_fingerprint=i.evaluation, text_fingerprint=i.text, code_fingerprint=i.code,
             parameters=i.parameters, flops_per_token=i.flops, memory_gib=i.memory / 2**30,
-            epochs=trial.recipe.tokens / trial.recipe.fresh_tokens(i.corpus_tokens),
-            seconds=speed(i, trial.recipe) if speed and waits else 0.0,
+            epochs=trial.recipe.tokens / trial.recipe.fresh_tokens(i.corpus_tokens), seconds=seconds, timed=timed,
         )  # fmt: skip
 
     rows, later = ([row(trial) for trial in trials] for trials in (unfolded.trials, unfolded.later))
@@ -272,50 +289,6 @@ class _Identities:
         if key not in self._memo:
             self._memo[key] = make()
         return self._memo[key]
-
-
-class _Speed:
-    """Seconds that a trial may take: from the rate that this environment was measured at, else from a guess."""
-
-    def __init__(self, store: Store, environment_id: str, found: dict[str, Any]) -> None:
-        from registry.mirror import sync
-
-        known = sync(store).trials.to_pydict()
-        columns = ("environment_id", "finished_at", "metrics.tokens_per_second", "metrics.flops_per_token")
-        rows = [row[1:] for row in zip(*(known[name] for name in columns), strict=True) if row[0] == environment_id]
-        self.rates = [
-            speed * flops for _, speed, flops in sorted(rows, key=lambda row: row[0])[-1000:] if speed and flops
-        ]
-        self.found = found
-
-    def __call__(self, identity: _Identity, recipe: Recipe) -> float:
-        from ablate import measure
-
-        peak = measure.peak_flops(self.found["device"], recipe)
-        rate = (
-            statistics.median(self.rates) if self.rates else 0.3 * peak if peak else _matmul_rate(self.found["threads"])
-        )
-        # evaluation is a third of the work of training on the same tokens
-        evaluated = recipe.evaluation.sequences * recipe.data.seq_len * recipe.evaluation.points
-        return 1.0 + (recipe.tokens + evaluated / 3) * identity.flops / rate
-
-
-@functools.cache
-def _matmul_rate(threads: int) -> float:
-    """A quarter of what this CPU multiplies small matrices at, in FLOP/s: about what small models reach."""
-    import time
-
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    a = torch.randn(512, 512)
-    torch.mm(a, a)
-    begin = time.perf_counter()
-    for _ in range(5):
-        torch.mm(a, a)
-    torch.set_num_threads(before)
-    return 0.25 * 5 * 2 * 512**3 / (time.perf_counter() - begin)
 
 
 def _warnings(rows: list[Row], identities: _Identities) -> list[str]:

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import gc
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ablate import memory
+
 if TYPE_CHECKING:
     from ablate.corpus import Corpus
     from ablate.train import Kept
-
-NO_MEMORY = (
-    "DefaultCPUAllocator: can't allocate memory", "CUDA error: out of memory", "CUDA driver error: out of memory",
-    "STATUS_ALLOC_FAILED",
-)  # fmt: skip
-"""What errors say whose class does not tell: of the CPU's allocator, and of libraries that allocate past torch."""
-CROWD_SHARE = 0.1
-"""What other processes hold of a device's memory counts from this share on."""
 
 
 @dataclass(slots=True)
@@ -47,14 +40,10 @@ def steps() -> Kept:
     return _expensive.steps
 
 
-def forget(device: str) -> None:
+def forget() -> None:
     """Drop what is kept, and give the device's memory back."""
-    import torch
-
     _expensive.steps = _expensive.corpus = None
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.empty_cache()
+    memory.give_back()
 
 
 def reset(device: str, threads: int) -> None:
@@ -84,22 +73,3 @@ def usable(device: str) -> bool:
         except RuntimeError:
             return False
     return True
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether it says that the memory of the device, or of the machine, is exhausted."""
-    import torch
-
-    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-    return known or any(text in str(error) for text in NO_MEMORY)
-
-
-def held_by_others(device: str) -> float:
-    """GiB of a GPU that other processes hold; 0 where that is so little that a trial fits or does not without it."""
-    import torch
-
-    if device != "cuda":
-        return 0.0
-    free, total = torch.cuda.mem_get_info()
-    others = total - free - torch.cuda.memory_reserved()
-    return others / 2**30 if others > CROWD_SHARE * total else 0.0

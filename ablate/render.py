@@ -107,7 +107,7 @@ def _drift(made: Plan) -> None:
             f"{field.rpartition('.')[2]}={value}"
             for field, value in made.design.arms.adjusted(row.trial.levels, row.trial.recipe).items()
         )
-        for row in made.reported
+        for row in made.cells
     }  # fmt: skip
     axes = list(dict.fromkeys(axis for shares in made.drift.values() for axis in shares))
     lines = [

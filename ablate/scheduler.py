@@ -11,19 +11,18 @@ import contextlib
 import logging
 import os
 import queue
-import signal
-import subprocess
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ablate import environment
+from ablate.ending import SIGNALS, end_ray, handle, signals
 from ablate.errors import UserError
 from ablate.mps import mps
 from ablate.process import reset, usable
@@ -54,8 +53,6 @@ logging.getLogger("ray").setLevel(logging.CRITICAL)
 
 TRIES = 3
 """How often a trial is given to a worker, if workers die over it."""
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-SHUTDOWN_SECONDS = 3.0
 REPORT_SECONDS = 0.5
 FAR = "on a cluster nobody starts NVIDIA's Multi-Process Service for them"
 
@@ -72,18 +69,20 @@ class Outcome:
 
 
 def run(
-    jobs: Sequence[Job], *, home: Path, store: Store, address: str | None = None, workers_per_device: int | None = None,
+    jobs: Sequence[Job], *, home: Path, open_store: Callable[[], Store], address: str | None = None, workers_per_device: int | None = None,
     timeout: float | None = None, on_event: Callable[[Event], None] = lambda event: None, trainer: str | None = None,
     pack: int | None = None, started: float | None = None,
 ) -> Outcome:  # fmt: skip
-    """Train `jobs` and put their records into `store`; blocks until that is done or SIGINT or SIGTERM came.
+    """Train `jobs` and put their records into the store; blocks until that is done or SIGINT or SIGTERM came.
 
+    `open_store` is called in another thread while Ray starts, and before anything is trained; what it raises is raised here.
     `address` is a Ray cluster's; without it Ray is started here, and nothing of it stays. `timeout` is in seconds per trial. `pack`
     trials train at once on each GPU, whose speed is then nobody's own. `on_event` is called in the calling thread, several times a
     second. Records say when the run `started`, in seconds since the epoch.
 
     Raises:
         UserError: the cluster does not answer, or has nothing to train on.
+        StoreUnavailable: a tracking server that does not answer.
     """
     if not jobs:
         return Outcome(records=())
@@ -91,17 +90,17 @@ def run(
     place = Place(home=home, device="", threads=1, lease=None, timeout=timeout, run_started=started or time.time())
     if trainer is not None:
         place = replace(place, trainer=trainer)
-    return _Run(list(jobs), store, address, share, pack is not None, place, on_event).run()
+    return _Run(list(jobs), open_store, address, share, pack is not None, place, on_event).run()
 
 
 class _Run:
     """The books of one run, kept by the main thread."""
 
     def __init__(
-        self, jobs: list[Job], store: Store, address: str | None, share: environment.Share, packed: bool, place: Place,
+        self, jobs: list[Job], open_store: Callable[[], Store], address: str | None, share: environment.Share, packed: bool, place: Place,
         on_event: Callable[[Event], None],
     ) -> None:  # fmt: skip
-        self.jobs, self.home, self.store, self.address, self.on_event = jobs, place.home, store, address, on_event
+        self.jobs, self.home, self.address, self.on_event = jobs, place.home, address, on_event
         self.share, self.packed, self.place = share, packed, place
         self.environment = environment.describe(share.device, share.threads)
         self.spool = Spool(self.home)
@@ -114,12 +113,12 @@ class _Run:
         # not a SimpleQueue: in CPython 3.11 a signal can make its `get` forget the timeout and wait for ever
         self.answers: queue.Queue[Answer] = queue.Queue()
         self.rows = Rows(jobs, self.answers)
-        self.writer = Writer(store, self.spool)
+        self.writer = Writer(open_store, self.spool)
         self.pace = Pace({job.trial_id: job.estimated_seconds or 1.0 for job in jobs})
 
     def run(self) -> Outcome:
         self.writer.start()
-        with _signals(self._interrupt), scratch() as self.scratch, self._multi_process_service():
+        with signals(self._interrupt), scratch() as self.scratch, self._multi_process_service():
             others = set(psutil.Process().children(recursive=True))
             ray_thread = threading.Thread(target=self._ray, name="ray", daemon=True)
             ray_thread.start()
@@ -127,7 +126,7 @@ class _Run:
                 self._watch()
             finally:
                 self.rows.stop()
-                _end_ray(ray_thread, others, interrupted=not self.ended.is_set(), started=self.started.is_set)
+                end_ray(ray_thread, others, interrupted=not self.ended.is_set(), started=self.started.is_set)
             while not self.answers.empty():
                 self._take(0)
         if self.failure is not None and not self.records and self.signal is None:
@@ -168,7 +167,7 @@ class _Run:
             self._take(0.1)
             if self.started.is_set() and not taken:
                 taken = True
-                _handle(dict.fromkeys(SIGNALS, self._interrupt))  # Ray's core put handlers of its own in their place
+                handle(dict.fromkeys(SIGNALS, self._interrupt))  # Ray's core put handlers of its own in their place
             if time.monotonic() - reported >= REPORT_SECONDS:
                 self._report()
                 reported = time.monotonic()
@@ -215,7 +214,7 @@ class _Run:
     def _contended(self, index: int, contended: Contended) -> None:
         """In the writer's thread: what a lock's counter says is looked up; the record may have gone to another store."""
         trial_id = self.jobs[index].trial_id
-        if trial_id in self.store.statuses(contended.environment_id, self.jobs[index].purpose):
+        if trial_id in self.writer.store.statuses(contended.environment_id, self.jobs[index].purpose):
             self.elsewhere.add(trial_id)
             self.rows.settle(index)
         else:
@@ -258,6 +257,7 @@ class _Run:
         try:
             workers, place = self._start()
             self.started.set()
+            _ = self.writer.store  # nothing is trained before the design is on record
             for _ in range(TRIES):
                 if not self.rows.over and self.signal is None:
                     self.failure = self._fit(workers, place)
@@ -318,7 +318,7 @@ class _Run:
         self.environment = ray.get(ask.remote(share.device, share.threads))
         here = environment.environment_id(self.environment)
         if here != known:
-            done = self.store.statuses(here)
+            done = self.writer.store.statuses(here)
             for index, job in enumerate(self.jobs):
                 if job.trial_id in done:
                     self.elsewhere.add(job.trial_id)
@@ -358,10 +358,8 @@ class Worker(tune.Trainable):
         self.usable = True
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once a process, by deterministic trials
         if place.lease == "gpu":
-            import torch
-
-            uuid = str(torch.cuda.get_device_properties(0).uuid)
-            self.place = replace(place, lease=f"gpu-{uuid}", device_uuid=uuid)
+            uuid = environment.device_uuid(place.device)
+            self.place = replace(place, lease=uuid, device_uuid=uuid)
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -422,48 +420,6 @@ class _Search(Searcher):
         raise NotImplementedError
 
 
-def _end_ray(
-    ray_thread: threading.Thread, others: set[psutil.Process], *, interrupted: bool, started: Callable[[], bool]
-) -> None:
-    """Have the Ray thread come to its end, and kill what is left of Ray. `others` are descendants that are not Ray's.
-
-    `ray.shutdown` from here while `fit` runs there crashes the process. So an interrupted `fit` loses its workers, gets no more
-    rows, and returns. On a cluster the workers go when this process does.
-    """
-    processes: set[psutil.Process] = set()
-    end = time.monotonic() + SHUTDOWN_SECONDS
-    while ray_thread.is_alive() and time.monotonic() < end:
-        # listed again and again: when parents die, their children become somebody else's
-        processes |= set(psutil.Process().children(recursive=True)) - others
-        _kill(process for process in processes if interrupted and _may_train(process))
-        ray_thread.join(0.1)
-    if ray_thread.is_alive() and not started():
-        # `ray.init` waits minutes for a server that was killed, and lets no other thread of this process run meanwhile
-        pids = [str(process.pid) for process in processes]
-        subprocess.Popen(
-            ["sh", "-c", 'sleep 0.5; kill -9 "$@"', "sh", *pids], start_new_session=True, stderr=subprocess.DEVNULL
-        )
-        return
-    _kill(processes)
-    psutil.wait_procs(processes, timeout=1)
-
-
-def _may_train(process: psutil.Process) -> bool:
-    """Whether it is a worker that is starting or busy, by the title that Ray gives it."""
-    try:
-        title = process.name()
-    except psutil.Error:
-        return False
-    # without its agents Ray's own daemon dies too; names may be cut at 15 characters
-    return title.startswith("ray::") and not title.startswith(("ray::IDLE", "ray::Dashboard", "ray::RuntimeEnv"))
-
-
-def _kill(processes: Iterable[psutil.Process]) -> None:
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-
-
 @contextmanager
 def _inherited(folder: Path, variables: Mapping[str, str]) -> Iterator[None]:
     """Workers have these `variables`, and find the modules that this process finds, also in a checkout that is not installed.
@@ -473,23 +429,6 @@ def _inherited(folder: Path, variables: Mapping[str, str]) -> Iterator[None]:
     path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
     with environment.exported({**variables, "PYTHONPATH": path}), contextlib.chdir(folder):
         yield
-
-
-@contextmanager
-def _signals(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Take SIGINT and SIGTERM, and give them back at the end."""
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in SIGNALS}
-    _handle(dict.fromkeys(SIGNALS, handler))
-    try:
-        yield
-    finally:
-        _handle(before)
-
-
-def _handle(handlers: Mapping[int, Any]) -> None:
-    if threading.current_thread() is threading.main_thread():  # nobody else may
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 def _one_line(error: BaseException) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ablate import data, environment, measure, process
+from ablate import data, environment, measure, memory, process
 from ablate.corpus import Corpus
 from ablate.errors import UserError
 from ablate.feed import resident
@@ -25,8 +25,8 @@ from ablate.lease import Lease
 from ablate.model import parameter_count
 from ablate.plan import Plan
 from ablate.recipe import Recipe
-from ablate.train import _arithmetic
-from ablate.turns import CONFIDENCE, MOST_STEPS, Contestant, Pair, free, in_turns, ratio
+from ablate.train import arithmetic
+from ablate.turns import CONFIDENCE, MOST_STEPS, Contestant, Pair, in_turns, ratio
 from ablate.worker import Job, make_record
 from registry.record import TrialRecord
 
@@ -84,7 +84,7 @@ class Pass:
         suite, shortest = made.design.suite, min(row.trial.recipe.data.seq_len for row in made.reported)
         if options.context is not None and options.context > shortest:
             raise UserError(f"--context {options.context} is longer than the {shortest} tokens of a training sequence")
-        first = [row for row in made.reported if row.trial.seed == made.design.seeds[0]]
+        first = [row for row in made.reported if row.trial.seed == made.design.seeds[0] and not row.trial.control]
         wanted = [row for row in first if row.trial.levels == suite.baseline or row.trial.label in chosen]
         rows = sorted(wanted, key=lambda row: row.trial.levels != suite.baseline)
         jobs = replace(made, pending=tuple(rows)).jobs()
@@ -104,18 +104,21 @@ class Pass:
                 self.say(f"[{number}/{len(self.jobs)}] {job.label}")
                 process.reset(self.share.device, self.share.threads)
                 record = self._record(job)
-                free()
+                memory.give_back()
                 yield record
                 if job is self.baseline and record.status != "finished":
                     return
 
     def _record(self, job: Job) -> TrialRecord:
         started = datetime.now(UTC).isoformat(timespec="milliseconds")
-        lease = Lease(self._device_name(), on_wait=lambda: self.say("waiting for another trial to leave the device"))
+        lease = Lease(
+            environment.device_uuid(self.share.device),
+            on_wait=lambda: self.say("waiting for another trial to leave the device"),
+        )
         try:
             step_mode, metrics, context = self._measured(job, lease)
         except Exception as error:
-            status = "out_of_memory" if process.is_out_of_memory(error) else "crashed"
+            status = "out_of_memory" if memory.is_exhausted(error) else "crashed"
             return make_record(
                 job, self.environment, status=status, cause=_one_line(error), started=started, exclusive=lease.exclusive
             )
@@ -138,7 +141,7 @@ class Pass:
         }  # fmt: skip
         del cell
         with lease:
-            with _arithmetic(recipe):
+            with arithmetic(recipe):
                 tf32 = recipe.train.precision.build().tf32
                 ceiling = measure.matmul_flops(self.device, measure.product_dtype(recipe), tf32)
             fill = math.ceil(WINDOW_SECONDS / pair.warm_up())
@@ -210,12 +213,6 @@ class Pass:
             return Served(rounds=rounds, metrics=b.metrics(windows), conditions=b.conditions)
         except Exception as error:  # it does not take the figures of training along
             return Served(conditions={"failed": _one_line(error)})
-
-    def _device_name(self) -> str:
-        """The name of the device's lease, as the scheduler's workers have it."""
-        if self.device.type == "cpu":
-            return "cpu"
-        return f"gpu-{torch.cuda.get_device_properties(self.device).uuid}"
 
 
 def _served_fields(recipe: Recipe) -> list[Any]:

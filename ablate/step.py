@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from ablate import measure
+from ablate import measure, memory
 from ablate.graph import Captured, side_stream
 from ablate.model import Decoder, build
 from ablate.recipe import Recipe
@@ -272,7 +272,7 @@ class Step:
         try:
             self._warm_up(windows, stream)
         except Exception as error:
-            if self.mode == "eager" or _out_of_memory(error):
+            if self.mode == "eager" or memory.is_exhausted(error):
                 raise
             warnings.warn(f"torch.compile failed, running eager: {error}", RuntimeWarning, stacklevel=2)
             self.mode, self._losses = "eager", functools.partial(_of_model, self.model)
@@ -282,7 +282,7 @@ class Step:
             try:
                 self._capture(windows, stream)
             except Exception as error:
-                if _out_of_memory(error):
+                if memory.is_exhausted(error):
                     raise
                 warnings.warn(f"the step was not captured in a graph: {error}", RuntimeWarning, stacklevel=2)
                 self._step = self._evaluation = None
@@ -292,9 +292,9 @@ class Step:
         """Run all that training runs. The second step meets every tensor of a step, the optimizer's state included."""
         with nullcontext() if stream is None else side_stream(stream):
             self._whole(windows)
-            with measure.StepMemory(self.model, self.optimizer) as memory:
-                self._whole(windows, memory.watch)
-            self.memory = memory.metrics()
+            with measure.StepMemory(self.model, self.optimizer) as measured:
+                self._whole(windows, measured.watch)
+            self.memory = measured.metrics()
             self._entropies(windows[: self.recipe.batch.micro_sequences])
 
     def _capture(self, windows: Tensor, stream: torch.cuda.Stream) -> None:
@@ -337,11 +337,6 @@ class Step:
 
 def _of_model(model: Decoder, windows: Tensor, blocks: BlockMask | None) -> tuple[Tensor, Tensor]:
     return model.losses(windows.long(), blocks)
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Also where the driver says so, and not the allocator."""
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error)
 
 
 def _put(own: dict[str, Any], values: dict[str, Any]) -> None:

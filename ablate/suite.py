@@ -8,33 +8,32 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
-from ablate._cells import decides, recipes
-from ablate._grid import FEWEST, Tune, magnitude
+from ablate._cells import known_bad, recipes
+from ablate._checks import listed as _list
+from ablate._checks import mapping as _mapping
+from ablate._checks import show as _show
+from ablate._grid import Tune
 from ablate._labels import labels as level_labels
 from ablate._labels import spell
+from ablate._suite_arms import Match, read_match, read_tune
+from ablate._suite_design import Controls, DesignKind, read_controls, read_design
 from ablate._suite_schema import KEYS, NAME, json_schema, settable
-from ablate._words import is_multiple
 from ablate._yaml import MAX_BYTES, Document, SuiteError, read
 from ablate._yaml import Path as Place
 from ablate.errors import near_miss
+from ablate.fractional import Fractional
+from ablate.optimal import Optimal
 from ablate.presets import DEFAULT_SCALE, SCALES
 from ablate.variants import load_factors
 
 __all__ = ["Level", "Suite", "SuiteError", "json_schema", "load_suite", "shipped"]
 
-DesignKind = Literal["full", "one_at_a_time", "leave_one_out"]
-Match = Literal["tokens", "none", "parameters", "flops", "wall_clock"]
-MATCH_TOLERANCE = 0.02
-"""The share by which an arm may be off on the axis that it is matched on."""
 DEFAULT_SEEDS = 3
-DEFAULT_TUNING_SEEDS, DEFAULT_EXTEND = 1, 2
-MOST_VALUES = 100
-UNTUNABLE = ("data", "evaluation", "train.steps", "train.tokens", "train.epochs", "model.vocab_size")
 MAX_SEEDS = 1000
 
 
@@ -51,8 +50,9 @@ class Suite:
     """A suite as it was declared. Factors are dotted fields of a recipe; outside `factors`, levels go by their labels.
 
     `base` holds the overrides without the scale; relative paths in it and in levels count from `base_dir`. Without factors there is
-    one cell. `tolerance` is the share by which an arm may miss what it is to `match`. `margin` is in nats per token. Each of `contrasts`
-    has `factor`, `level` and `against`. `document` knows the lines, for errors.
+    one cell. `selection` says how a fractional or optimal design selects its cells. `tolerance` is the share by which an arm may miss
+    what it is to `match`. `margin` is in nats per token. Each of `contrasts` has `factor`, `level` and `against`. `document` knows the
+    lines, for errors.
     """
 
     name: str
@@ -62,6 +62,8 @@ class Suite:
     base: Mapping[str, Any]
     factors: Mapping[str, tuple[Level, ...]]
     design: DesignKind
+    selection: Fractional | Optimal | None
+    controls: Controls
     baseline: Mapping[str, str]
     exclude: tuple[Mapping[str, tuple[str, ...]], ...]
     match: Match
@@ -91,7 +93,7 @@ class Suite:
         """
         try:
             document = read(f"match: {text}", "")
-            axis, tolerance = _match(document, document.value)
+            axis, tolerance = read_match(document, document.value)
         except SuiteError as error:
             raise SuiteError(f"--match {text}", None, "", error.message) from None
         return replace(self, match=axis, tolerance=tolerance)
@@ -107,7 +109,7 @@ def load_suite(name_or_path: str | Path) -> Suite:
     where = f"suites/{path.relative_to(_folder()).as_posix()}" if path.is_relative_to(_folder()) else str(path)
     content = _content(path, where)
     suite = _suite(read(content, where), content.decode("utf-8-sig"), path.absolute())
-    recipes(suite)
+    known_bad(suite, recipes(suite))
     return suite
 
 
@@ -166,7 +168,7 @@ def _suite(document: Document, text: str, path: Path) -> Suite:
     top = _mapping(document, (), document.value, KEYS)
     if "name" not in top:
         raise document.error(("name",), "is missing")
-    match, tolerance = _match(document, top)
+    match, tolerance = read_match(document, top)
     name = top["name"]
     if not isinstance(name, str) or not re.fullmatch(NAME, name):
         raise document.error(
@@ -181,6 +183,9 @@ def _suite(document: Document, text: str, path: Path) -> Suite:
     baseline = {factor: levels[0].label for factor, levels in factors.items()}
     for factor, value in _mapping(document, ("baseline",), top.get("baseline", {}), factors).items():
         baseline[factor] = _label(document, ("baseline", factor), value, factors[factor])
+    design, selection = read_design(
+        document, top, {factor: [level.label for level in levels] for factor, levels in factors.items()}
+    )
     return Suite(
         name=name,
         description=_text(document, "description", top),
@@ -188,12 +193,14 @@ def _suite(document: Document, text: str, path: Path) -> Suite:
         scale=scale,
         base=base,
         factors=factors,
-        design=_one_of(document, "design", top, get_args(DesignKind)),
+        design=design,
+        selection=selection,
+        controls=read_controls(document, top, MAX_SEEDS),
         baseline=baseline,
         exclude=_exclude(document, top.get("exclude", []), factors),
         match=match,
         tolerance=tolerance,
-        tune=_tune(document, top["tune"], factors) if "tune" in top else None,
+        tune=read_tune(document, top["tune"], factors, MAX_SEEDS) if "tune" in top else None,
         seeds=_seeds(document, top.get("seeds", DEFAULT_SEEDS)),
         margin=_margin(document, top),
         contrasts=_contrasts(document, top, factors, baseline),
@@ -269,69 +276,6 @@ def _seeds(document: Document, value: Any) -> tuple[int, ...]:
     return tuple(seeds)
 
 
-def _match(document: Document, top: Mapping[str, Any]) -> tuple[Match, float]:
-    """The axis and the tolerance."""
-    place, value, axes = ("match",), top.get("match", "tokens"), get_args(Match)
-    if not isinstance(value, dict):
-        if value not in axes:
-            raise document.error(
-                place, f"unknown axis {_show(value)}{near_miss(str(value), axes)}; known: {', '.join(axes)}"
-            )
-        return value, MATCH_TOLERANCE
-    known = [axis for axis in axes if axis != "none"]
-    if len(_mapping(document, place, value, known)) != 1:
-        raise document.error(
-            place, f"must be one axis, such as {{parameters: {{tolerance: 0.05}}}}; known: {', '.join(known)}"
-        )
-    ((axis, options),) = value.items()
-    options = _mapping(document, (*place, axis), options, ("tolerance",))
-    tolerance = options.get("tolerance", MATCH_TOLERANCE)
-    if not isinstance(tolerance, int | float) or isinstance(tolerance, bool) or not 0 < tolerance < 1:
-        raise document.error((*place, axis, "tolerance"), f"must be a share between 0 and 1, not {_show(tolerance)}")
-    return axis, float(tolerance)
-
-
-def _tune(document: Document, value: Any, factors: Mapping[str, tuple[Level, ...]]) -> Tune:
-    place: Place = ("tune",)
-    given = _mapping(document, place, value, settable())
-    if len(given) != 1:
-        raise document.error(place, f"must be one field, such as {{optimizer.lr: [x0.5, x1, x2]}}, not {len(given)}")
-    ((name, grid),) = given.items()
-    place = (*place, name)
-    if any(decides(name, factor) for factor in factors):
-        raise document.error(place, "is a factor of this suite; tune another field, or compare its levels")
-    if name.startswith(UNTUNABLE):
-        raise document.error(place, "changes what is trained or evaluated on, so that losses would not compare")
-    options = (
-        {"values": grid} if isinstance(grid, list) else _mapping(document, place, grid, ("values", "seeds", "extend"))
-    )
-    if "values" not in options:
-        raise document.error((*place, "values"), "is missing")
-    at = place if isinstance(grid, list) else (*place, "values")
-    values = _list(document, at, options["values"])
-    for i, one in enumerate(values):
-        number = isinstance(one, int | float) and not isinstance(one, bool)
-        if not (number or is_multiple(one)) or magnitude(one) <= 0:
-            raise document.error((*at, i), f"must be a positive number, or a multiple such as x0.5, not {_show(one)}")
-        if isinstance(one, str) != isinstance(values[0], str):
-            raise document.error((*at, i), "must be all numbers or all multiples; this one is not like the first")
-        if magnitude(one) in map(magnitude, values[:i]):
-            raise document.error((*at, i), f"{spell(one)} is there already")
-    if not FEWEST <= len(values) <= MOST_VALUES:
-        raise document.error(
-            at, f"must be from {FEWEST} to {MOST_VALUES} values, for one to lie between others, not {len(values)}"
-        )
-    counts = {"seeds": (DEFAULT_TUNING_SEEDS, 1, MAX_SEEDS), "extend": (DEFAULT_EXTEND, 0, MOST_VALUES)}
-    found = {}
-    for key, (default, least, most) in counts.items():
-        found[key] = options.get(key, default)
-        if not isinstance(found[key], int) or isinstance(found[key], bool) or not least <= found[key] <= most:
-            raise document.error(
-                (*place, key), f"must be a whole number from {least} to {most}, not {_show(found[key])}"
-            )
-    return Tune(field=name, values=tuple(values), place=at, **found)
-
-
 def _margin(document: Document, top: Mapping[str, Any]) -> float | None:
     if "margin" not in top:
         return None
@@ -371,21 +315,6 @@ def _contrasts(
     return tuple(found)
 
 
-def _mapping(document: Document, place: Place, value: Any, known: Collection[str] | None = None) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise document.error(place, f"must be a mapping{' of keys to values' if not place else ''}, not {_show(value)}")
-    for key in value:
-        if known is not None and key not in known:
-            raise document.error((*place, key), f"unknown key {_show(key)}{near_miss(key, known)}")
-    return value
-
-
-def _list(document: Document, place: Place, value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise document.error(place, f"must be a list, not {_show(value)}")
-    return value
-
-
 def _text(document: Document, key: str, top: Mapping[str, Any]) -> str:
     value = top.get(key, "")
     if not isinstance(value, str):
@@ -398,9 +327,3 @@ def _one_of(document: Document, key: str, top: Mapping[str, Any], known: tuple[s
     if value not in known:
         raise document.error((key,), f"{_show(value)} is not available in this version; known: {', '.join(known)}")
     return value
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, dict | list):
-        return "a mapping" if isinstance(value, dict) else "a list"
-    return repr(value) if isinstance(value, str) else spell(value)

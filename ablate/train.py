@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import os
 import time
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ablate import measure
+from ablate import measure, memory
 from ablate.corpus import Corpus, Validation
 from ablate.feed import Feed, resident
 from ablate.model import Decoder, parameter_count, stream_seed
@@ -80,7 +79,7 @@ def train(
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     kept = kept or Kept()
     try:
-        with _arithmetic(recipe):
+        with arithmetic(recipe):
             run = _Run(recipe, corpus, where, kept)
             if checkpoint is not None and checkpoint.path.exists():
                 run.load(checkpoint.path)
@@ -111,9 +110,7 @@ class Kept:
         step, self._step = self._step, None
         if step is None or (step.device, step.recipe.shape()) != (device, recipe.shape()):
             step = None  # its memory is needed
-            gc.collect()
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
+            memory.give_back()
             # the compiler counts recompilations per function, not per model, and after eight of them silently runs eager
             torch.compiler.reset()
             step = Step(recipe, device)
@@ -329,7 +326,7 @@ def _seed(recipe: Recipe, device: torch.device) -> None:
 
 
 @contextmanager
-def _arithmetic(recipe: Recipe) -> Iterator[None]:
+def arithmetic(recipe: Recipe) -> Iterator[None]:
     """Deterministic kernels and TF32 where the recipe asks for them; the process is left as it was found."""
     before, products = torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if recipe.train.precision.build().tf32 else "highest")

@@ -62,13 +62,12 @@ def stages(design: Design, records: Records) -> Stages:
     by_levels = {tuple(arm.cell.levels.items()): arm for arm in arms}
     reported, later = [], []
     for trial in design.trials:
-        arm = by_levels.get(tuple(trial.levels.items()))
-        if arm is None:
-            reported.append(trial)
-        elif not arm.search.decided:
+        levels = design.suite.baseline if trial.control == "bad" else trial.levels
+        arm = by_levels[tuple(levels.items())]
+        if not arm.search.decided:
             later.append(trial)
         else:
-            reported.append(replace(trial, recipe=_with(design, arm, arm.search.chosen, trial.seed)))
+            reported.append(replace(trial, recipe=_with(design, arm, trial)))
     pending = [trial for trial in tuning if records(trial) is None] or [
         trial for trial in reported if records(trial) is None
     ]
@@ -119,6 +118,12 @@ def _arm(design: Design, cell: Cell, records: Records) -> Arm:
     return Arm(cell=cell, search=search(tune, loss, possible), trials=trials)
 
 
-def _with(design: Design, arm: Arm, value: Value | None, seed: int) -> Recipe:
-    tuned = {} if value is None or design.suite.tune is None else {design.suite.tune.field: value}
-    return design.arms.recipe(arm.cell.levels, arm.cell.label, tuned).model_copy(update={"seed": seed})
+def _with(design: Design, arm: Arm, trial: Trial) -> Recipe:
+    """The recipe of a reported trial with what its arm chose; that of the known-bad goes by the baseline's."""
+    tune, chosen = design.suite.tune, arm.search.chosen
+    tuned = {} if tune is None or chosen is None else {tune.field: chosen}
+    bad = trial.control == "bad"
+    recipe = (
+        design.arms.resolver.known_bad(tuned) if bad else design.arms.recipe(arm.cell.levels, arm.cell.label, tuned)
+    )
+    return recipe.model_copy(update={"seed": trial.seed})

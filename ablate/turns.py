@@ -6,7 +6,6 @@ that of Student's t over the logarithms of the rounds' ratios.
 
 from __future__ import annotations
 
-import gc
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -16,11 +15,11 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
-from ablate import measure, process
+from ablate import measure, memory
 from ablate.corpus import Corpus
 from ablate.feed import Feed
 from ablate.recipe import Recipe
-from ablate.train import Kept, _arithmetic, lr_factors
+from ablate.train import Kept, arithmetic, lr_factors
 
 MOST_STEPS = 1000
 """Of a window."""
@@ -65,7 +64,7 @@ class Contestant:
         self.factors, self.steps = lr_factors(recipe), max(recipe.train.steps, MOST_STEPS)
         self._warm = False
         self._begin()
-        with _arithmetic(recipe):
+        with arithmetic(recipe):
             self.step = Kept().step(recipe, device, lambda: self.feed.windows(0))
 
     def _begin(self) -> None:
@@ -92,7 +91,7 @@ class Contestant:
         if self.done + steps > self.steps:
             self._begin()
         clock = measure.StepClock(self.device)
-        with _arithmetic(self.recipe):
+        with arithmetic(self.recipe):
             clock.start()
             for _ in range(steps):
                 windows = self.feed.windows(self.done, self.step.windows)
@@ -124,7 +123,7 @@ class Pair:
         try:
             return min(self[which].warm_up() for which in (1, 0))
         except Exception as error:
-            if not process.is_out_of_memory(error):
+            if not memory.is_exhausted(error):
                 raise
         self.clear()  # outside of the handler, whose error keeps tensors alive
         self.together = False
@@ -132,11 +131,4 @@ class Pair:
 
     def clear(self) -> None:
         self._live.clear()
-        free()
-
-
-def free() -> None:
-    """Give back the memory of a GPU that is no longer used."""
-    if torch.cuda.is_available():
-        gc.collect()
-        torch.cuda.empty_cache()
+        memory.give_back()

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ablate import process
+from ablate import memory, process
 from ablate.environment import describe, environment_id
 from ablate.errors import UserError
 from ablate.lease import Lease
@@ -189,12 +189,12 @@ def _attempt(
             try:
                 result = train()
             except Exception as error:
-                if not (process.is_out_of_memory(error) and (others := process.held_by_others(place.device))):
+                if not (memory.is_exhausted(error) and (others := memory.held_by_others(place.device))):
                     raise
                 traceback.print_exc()
                 notes["first_attempt"] = f"out of memory, of which other processes held {others:.1f} GiB"
             if result is None:  # outside of the handler, whose error keeps tensors alive
-                process.forget(place.device)
+                process.forget()
                 lease.acquire()
                 status.phase("prepare")
                 result = train()
@@ -205,7 +205,7 @@ def _attempt(
         finally:
             lease.release()
     if result is None:
-        process.forget(place.device)
+        process.forget()
         if how == "out_of_memory" and not place.alone and "first_attempt" in notes:
             return Crowded()
     record = ended(how, cause)
@@ -264,7 +264,7 @@ def _failure(error: Exception | SystemExit) -> tuple[str, str]:
     cause = (text if isinstance(error, (UserError, TrialTimeout)) else f"{type(error).__name__}: {text}")[:500]
     if isinstance(error, TrialTimeout):
         return "timeout", cause
-    return "out_of_memory" if process.is_out_of_memory(error) else "crashed", cause
+    return "out_of_memory" if memory.is_exhausted(error) else "crashed", cause
 
 
 @contextmanager

@@ -14,14 +14,27 @@ RETRY_SECONDS = 3.0
 
 
 class Writer(threading.Thread):
-    """The one writer of this run: takes records from the spool to the store, and answers questions that the store knows."""
+    """The one writer of this run: opens the store, takes records from the spool to it, and answers questions that it knows.
 
-    def __init__(self, store: Store, spool: Spool) -> None:
+    `failure` is what opening it raised; then nothing is written.
+    """
+
+    def __init__(self, open_store: Callable[[], Store], spool: Spool) -> None:
         super().__init__(name="writer", daemon=True)
-        self.store, self.spool = store, spool
+        self._open, self.spool = open_store, spool
+        self.failure: Exception | None = None
         self.trouble = ""
+        self._opened = threading.Event()
         self._questions: deque[Callable[[], None]] = deque()
         self._woken, self._ending = threading.Event(), threading.Event()
+
+    @property
+    def store(self) -> Store:
+        """The store; waits until it is open. Raises `failure`, if there is one."""
+        self._opened.wait()
+        if self.failure is not None:
+            raise self.failure
+        return self._store
 
     def wake(self) -> None:
         """There is a new record."""
@@ -39,10 +52,17 @@ class Writer(threading.Thread):
         self.join(timeout)
 
     def run(self) -> None:
+        try:
+            self._store = self._open()
+        except Exception as error:
+            self.failure = error
+            return
+        finally:
+            self._opened.set()
         while True:
             last = self._ending.is_set()
             try:
-                self.store.ingest(self.spool)
+                self._store.ingest(self.spool)
                 while self._questions:
                     self._questions[0]()
                     self._questions.popleft()

@@ -9,6 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .effects import Effects as Effects
+    from .effects import across_scales as across_scales
+    from .effects import analyse as analyse
+    from .effects import effects as effects
     from .leaderboard import Leaderboard as Leaderboard
     from .leaderboard import query as query
     from .record import DesignRecord as DesignRecord
@@ -17,6 +21,9 @@ if TYPE_CHECKING:
     from .store import Store as Store
 
 _HOMES = {
+    "Effects": "effects",
+    "across_scales": "effects",
+    "analyse": "effects",
     "Leaderboard": "leaderboard",
     "query": "leaderboard",
     "TrialRecord": "record",
@@ -24,10 +31,23 @@ _HOMES = {
     "Store": "store",
     "Spool": "spool",
 }
-__all__ = ["DesignRecord", "Leaderboard", "Spool", "Store", "TrialRecord", "query"]
+__all__ = [
+    "DesignRecord",
+    "Effects",
+    "Leaderboard",
+    "Spool",
+    "Store",
+    "TrialRecord",
+    "across_scales",
+    "analyse",
+    "effects",
+    "query",
+]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "effects":
+        return import_module(".effects", __name__)  # a module that can be called: importing it sets this name to it
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_HOMES[name]}", __name__), name)

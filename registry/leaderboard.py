@@ -18,20 +18,21 @@ import pyarrow as pa
 from .home import home as default_home
 from .mirror import Mirror, sync
 from .rank import ranks
-from .record import METRICS, STATUSES
+from .record import ALONE, METRICS, STATUSES
 from .sql import QueryError, Sandbox, column_names
 from .store import Store
 
 __all__ = ["Leaderboard", "QueryError", "RegistryEmpty", "query"]
 
 _GROUP = ("suite", "scale", "environment_id", "evaluation_fingerprint")
-_CELL = (*_GROUP, "text_fingerprint", "cell_id", "kind", "cell")
+_CELL = (*_GROUP, "text_fingerprint", "cell_id", "kind", "control", "cell")
 SAME_TEXT = 0.02
 """By which share of its bytes the evaluated text of two cells may differ: the last sequence ends elsewhere with each tokenizer."""
 _SHOWN = ("val_loss", "val_bpb", "tokens_per_second", "mfu", "peak_memory_gib", "parameters")
 _ENDS = ("failed", "exclusive", "device", "environment_id", "evaluation_fingerprint", "cell_id")
 _BOARD = """
-    SELECT trials.* REPLACE (designs.suite AS suite, designs.scale AS scale), designs.kind, designs.cell, designs.levels
+    SELECT trials.* REPLACE (designs.suite AS suite, designs.scale AS scale), designs.kind, designs.control, designs.cell,
+        designs.levels
     FROM designs JOIN trials USING (trial_id)
     WHERE designs.latest AND (trials.counts OR trials.purpose = 'speed' AND trials.status = 'finished')
     QUALIFY trials.counts OR row_number() OVER (
@@ -88,7 +89,8 @@ class Leaderboard:
     def frame(self) -> pd.DataFrame:
         """One row per cell and environment, best first.
 
-        Columns: `rank`; `suite` and `scale`; `cell`, its name; a column per factor; `n` finished seeds; the mean of
+        Columns: `rank`; `suite` and `scale`; `cell`, its name; a column per factor; `control`, of those that
+        are one, where there are any; `n` finished seeds; the mean of
         each metric, for val_loss and the metric sorted by with `<metric>_sd` over seeds and `<metric>_sem`, the standard error of the
         mean; `failed`, the other outcomes; and what identifies the row. Speed and memory come from records that had
         the device to themselves (those of the suite's newest pass for speed, where there was one). Where there are
@@ -101,9 +103,10 @@ class Leaderboard:
         spread = {f"{metric}_{what}" for metric in ("val_loss", self._metric) for what in ("sd", "sem")}
         metrics = [name for metric in shown for name in (metric, f"{metric}_sd", f"{metric}_sem")]
         metrics = [name for name in metrics if name in shown or name in spread]
-        frame = pd.DataFrame(cells, columns=["rank", "suite", "scale", "cell", *factors, "n", *metrics, *_ENDS])
-        frame = frame.astype({"rank": "Int64", **dict.fromkeys(metrics, float)})
-        named = factors if any(cell["kind"] == "full" for cell in cells) else ["cell"]
+        controls = ["control"] if any(cell["control"] for cell in cells) else []
+        columns = ["rank", "suite", "scale", "cell", *factors, *controls, "n", *metrics, *_ENDS]
+        frame = pd.DataFrame(cells, columns=columns).astype({"rank": "Int64", **dict.fromkeys(metrics, float)})
+        named = [*factors, *controls] if any(cell["kind"] not in ALONE for cell in cells) else ["cell"]
         frame.attrs = {"notes": self._notes(mirror, cells), "factors": factors, "named": named, "metric": self._metric}
         return frame
 
@@ -128,14 +131,16 @@ class Leaderboard:
         measured = self._metric in METRICS and METRICS[self._metric].kind in ("speed", "memory")
         group = _grouping(cells, self._metric)
         cells.sort(key=lambda cell: (
-            *group(cell), measured and not cell["exclusive"], *_order(cell[self._metric], descending), cell["cell"]
+            *group(cell), cell["control"] != "", measured and not cell["exclusive"], *_order(cell[self._metric], descending), cell["cell"]
         ))  # fmt: skip
-        for _, same in groupby(cells, group):
+        for _, same in groupby([cell for cell in cells if not cell["control"]], group):
             _rank(list(same), better)
         levels = [json.loads(cell["levels"]) for cell in cells]
         names = _factor_names(levels, {*cells[0], "rank"})
         for cell, labels in zip(cells, levels, strict=True):
             cell |= {name: labels.get(factor) for factor, name in names.items()}
+            cell["control"] = cell["control"] and cell["cell"]
+            cell.setdefault("rank", None)
             cell["failed"] = ", ".join(f"{cell[s]} {s.replace('_', ' ')}" for s in STATUSES[1:] if cell[s])
         return cells, list(names.values())
 
@@ -171,6 +176,10 @@ class Leaderboard:
                 )
             else:
                 notes.append("one seed per cell separates nothing, so all share a rank")
+        if any(cell["control"] for cell in cells):
+            notes.append(
+                "controls have no rank: A/A is the baseline again on seeds of its own, known-bad should be worse than it"
+            )
         notes += _apart(cells, self._metric)
         notes += _scale_of_loss(cells)
         if any(cell["failed"] for cell in cells):

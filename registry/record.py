@@ -17,6 +17,10 @@ Status = Literal["finished", "diverged", "out_of_memory", "timeout", "crashed", 
 Purpose = Literal["primary", "verify", "speed", "check"]
 STATUSES: tuple[str, ...] = get_args(Status)
 PURPOSES: tuple[str, ...] = get_args(Purpose)
+ALONE = ("one_at_a_time", "leave_one_out")
+"""Kinds of design whose cells depart from the baseline by one level, and are named by that."""
+CONTROLS = ("aa", "bad")
+"""What a trial of a design may be beside an ordinary one: the baseline again on other seeds, or the known-bad."""
 RETRYABLE = ("out_of_memory", "timeout", "crashed", "killed")
 """Failures that `--retry-failed` tries again; `finished` and `diverged` are final."""
 
@@ -241,12 +245,15 @@ class DesignRecord(_Json):
     """A suite as it was declared and expanded: enough to analyse its trials without the suite file.
 
     `factors` maps a factor to its level labels in order; `baseline` maps each factor to one of them; each of `trials` is
-    `{"trial_id", "cell_id", "levels": {factor: label}, "seed"}`, with "label", what the cell is called, and "stage": "tune" where it
-    only serves to choose a value (absent: a reported trial).
+    `{"trial_id", "cell_id", "levels": {factor: label}, "seed"}`. What is no ordinary trial says so: `"control": "aa"` the baseline
+    again on seeds of its own, `"control": "bad"` with a `"label"` and without levels the known-bad, `"stage": "tune"` a trial of a search.
 
-    By the cell's label: `drift` is how far it is from the baseline on every axis, as shares of the baseline's; `tuning` is its search,
-    `{"field", "values", "trials", "seeds", "chosen", "bracketed"}`, where `trials` has the ids of the trials of each value, by seed,
-    `chosen` is None while it lasts, and an arm that is not bracketed is untuned.
+    `cells_stood_for` counts the cells of the full grid. `aliases` says of a design that confounds what the estimate of each effect holds
+    beside it: `{"effect": [factors], "aliases": [{"effect": [factors], "coefficient"}]}`, an effect being the factors that interact,
+    none for the mean, coded to sum to zero over the levels of a factor (of two, the first is +1). `drift` maps the
+    label of a cell (`cell_label`) to how far, as a share, it is from the baseline in `tokens`, `parameters` and so on; `tuning` maps it
+    to its search, `{"field", "values", "trials", "seeds", "chosen", "bracketed"}`: `trials` has the ids of the trials of each value, by
+    seed, `chosen` is None while the search lasts, and an arm that is not bracketed is untuned.
     """
 
     design_id: str
@@ -261,9 +268,11 @@ class DesignRecord(_Json):
     margin: float | None = None
     contrasts: list[dict[str, Any]] = field(default_factory=list)
     trials: list[dict[str, Any]]
-    drift: dict[str, dict[str, float]] = field(default_factory=dict)
-    tuning: dict[str, dict[str, Any]] = field(default_factory=dict)
     suite_text: str = ""
+    cells_stood_for: int = 0
+    aliases: list[dict[str, Any]] = field(default_factory=list)
+    tuning: dict[str, dict[str, Any]] = field(default_factory=dict)
+    drift: dict[str, dict[str, float]] = field(default_factory=dict)
     created_at: str
     schema_version: int = SCHEMA_VERSION
 
@@ -281,11 +290,27 @@ class DesignRecord(_Json):
         for trial in self.trials:
             good = isinstance(trial, dict) and {"trial_id", "cell_id", "levels", "seed"} <= set(trial)
             _check(good, f"trials: {trial!r} lacks trial_id, cell_id, levels or seed")
+            control, stage = trial.get("control"), trial.get("stage")
+            _check(control in (None, *CONTROLS), f"trials: control {control!r} is not one of {', '.join(CONTROLS)}")
+            _check(stage in (None, "tune"), f"trials: stage {stage!r} is not tune")
 
     def says_the_same(self, other: DesignRecord) -> bool:
         """Whether the two differ in nothing but when they were recorded."""
         own = {"design_id": other.design_id, "created_at": other.created_at}
         return self.to_dict() | own == other.to_dict()
+
+
+def cell_label(design: DesignRecord, levels: dict[str, str]) -> str:
+    """What to call a cell: its levels; where factors vary one at a time, how it departs from the baseline."""
+    if design.kind not in ALONE:
+        return " · ".join(levels.values()) or "base"
+    last = [factor.rpartition(".")[2] for factor in levels]
+    names = [short if last.count(short) == 1 else factor for factor, short in zip(levels, last, strict=True)]
+    changes = [
+        f"{name}={label}" for name, (factor, label) in zip(names, levels.items(), strict=True)
+        if label != design.baseline[factor]
+    ]  # fmt: skip
+    return " + ".join(changes) or "baseline"
 
 
 def _finite(value: Any) -> bool:

@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 
 from .mirror import TRIALS, Mirror
-from .record import DesignRecord
+from .record import DesignRecord, cell_label
 
 T = TypeVar("T")
 TIME_LIMIT_S = 30.0
@@ -42,7 +42,8 @@ class Sandbox:
     column named as the last part of its path (`n_layers` for `model.n_layers`; the whole path with `_` where two
     settings share a last part or it is taken), a variant's name is in the column of its factor (`attention`), its
     options are columns too and all together JSON in `attention_options`. `designs`, one row per suite, scale, design
-    and trial (`latest` marks the newest design that has results).
+    and trial (`latest` marks the newest design that has results; `control` is empty, or says what the trial is a control for:
+    its cell is named for that).
     """
 
     def __init__(self, mirror: Mirror, **tables: pa.Table | pd.DataFrame) -> None:
@@ -159,7 +160,8 @@ def exploded(designs: pa.Table, trials: pa.Table) -> pa.Table:
             "cell_id": trial["cell_id"],
             "seed": trial["seed"],
             "kind": record.kind,
-            "cell": _label(record, trial["levels"]),
+            "control": trial.get("control", ""),
+            "cell": _control(trial) or cell_label(record, trial["levels"]),
             "levels": json.dumps(trial["levels"], ensure_ascii=False),
         }
         for record in records
@@ -172,6 +174,7 @@ def exploded(designs: pa.Table, trials: pa.Table) -> pa.Table:
         ("cell_id", text),
         ("seed", number),
         ("kind", text),
+        ("control", text),
         ("cell", text),
         ("levels", text),
     ]
@@ -182,17 +185,9 @@ def _reported(design: DesignRecord) -> list[dict[str, Any]]:
     return [trial for trial in design.trials if trial.get("stage") != "tune"]
 
 
-def _label(design: DesignRecord, levels: dict[str, str]) -> str:
-    """What to call a cell: its levels; where factors vary one at a time, how it departs from the baseline."""
-    if design.kind == "full":
-        return " · ".join(levels.values()) or "base"
-    last = [factor.rpartition(".")[2] for factor in levels]
-    names = [short if last.count(short) == 1 else factor for factor, short in zip(levels, last, strict=True)]
-    changes = [
-        f"{name}={label}" for name, (factor, label) in zip(names, levels.items(), strict=True)
-        if label != design.baseline[factor]
-    ]  # fmt: skip
-    return " + ".join(changes) or "baseline"
+def _control(trial: dict[str, Any]) -> str:
+    """What to call the cell of a control; nothing for an ordinary trial."""
+    return {"aa": "A/A", "bad": trial.get("label", "known-bad")}.get(trial.get("control", ""), "")
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import math
-import re
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
@@ -16,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from . import _escape
 from .record import METRICS
 
 Format = Literal["table", "json", "csv", "markdown", "latex"]
@@ -23,17 +23,6 @@ FORMATS: tuple[str, ...] = get_args(Format)
 Columns = dict[str, list[Any]]
 _CONTEXT = ("suite", "scale", "device", "environment_id", "evaluation_fingerprint")
 _HEADERS = {"tokens_per_second": "tok/s", "parameters": "params", "peak_memory_gib": "peak\nGiB"}
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "·": r"\textperiodcentered{}",
-    "±": r"\ensuremath{\pm}",
-    "\n": " ",
-}
 
 
 def render(frame: pd.DataFrame, format: str, console: Console | None = None, notes: Sequence[str] = ()) -> None:
@@ -56,7 +45,7 @@ def render(frame: pd.DataFrame, format: str, console: Console | None = None, not
         out.write(_csv(columns))
         return
     if "metric" in frame.attrs:
-        unnamed = {"cell", *frame.attrs["factors"]}.difference(frame.attrs["named"])
+        unnamed = {"cell", "control", *frame.attrs["factors"]}.difference(frame.attrs["named"])
         context, columns = _brief({name: values for name, values in columns.items() if name not in unnamed})
     else:
         context = ""
@@ -181,11 +170,7 @@ def _csv(columns: Columns) -> str:
 
 def _markdown(context: str, names: list[str], cells: list[list[str]], numeric: list[bool], notes: Sequence[str]) -> str:
     def line(row: Sequence[str]) -> str:
-        return (
-            "| "
-            + " | ".join(re.sub(r"\s*\n\s*", " ", cell.replace("\\", "\\\\").replace("|", r"\|")) for cell in row)
-            + " |"
-        )
+        return f"| {' | '.join(map(_escape.markdown, row))} |"
 
     rules = "|" + "|".join("---:" if right else "---" for right in numeric) + "|"
     parts = [f"{context}\n"] if context else []
@@ -196,7 +181,7 @@ def _markdown(context: str, names: list[str], cells: list[list[str]], numeric: l
 
 def _latex(context: str, names: list[str], cells: list[list[str]], numeric: list[bool], notes: Sequence[str]) -> str:
     def line(row: Sequence[str]) -> str:
-        return "  " + " & ".join(map(_escaped, row)) + r" \\"
+        return "  " + " & ".join(map(_escape.latex, row)) + r" \\"
 
     lines = [f"% {' '.join(text.split())}" for text in ("needs \\usepackage{booktabs}", context, *notes) if text]
     lines += [
@@ -207,7 +192,3 @@ def _latex(context: str, names: list[str], cells: list[list[str]], numeric: list
     ]
     lines += [*map(line, cells), "  \\bottomrule", "\\end{tabular}"]
     return "\n".join(lines) + "\n"
-
-
-def _escaped(text: str) -> str:
-    return "".join(_LATEX.get(sign, sign) for sign in text)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ablate import process
+from ablate import memory
 from ablate.train import Progress, Result
 from ablate.worker import Hooks, Job, Place
 
@@ -37,7 +37,7 @@ def train(job: Job, place: Place, hooks: Hooks) -> Result:
     print(recipe.get("prints", ""))
     hooks.phase("compile")
     if recipe.get("crowded") == job.seed and not place.alone:
-        process.held_by_others = lambda device: 5.0
+        memory.held_by_others = lambda device: 5.0
         raise torch.OutOfMemoryError("CUDA out of memory")
     with hooks.exclusive:
         _note(place.home, "measure", job, os.getpid())
@@ -100,7 +100,7 @@ def main(home: Path, options: dict[str, Any]) -> int:
     outcome = scheduler.run(
         todo,
         home=home,
-        store=store,
+        open_store=lambda: store,
         workers_per_device=workers,
         timeout=options.get("timeout"),
         trainer="fake_training:train",

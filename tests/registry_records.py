@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
+import sqlite3
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from registry import layout
 from registry.record import DesignRecord, TrialRecord
 from registry.store import Store
 
@@ -146,3 +150,23 @@ def as_api(store: Store) -> Store:
     slow = Store(store.home, store.uri)
     slow.__dict__["_fast"] = None
     return slow
+
+
+def write_at_once(store: Store, records: Sequence[TrialRecord]) -> None:
+    """Put records into a local store's database as they would lie there one by one; MLflow takes seconds for a hundred."""
+    runs, tags, points = [], [], []
+    for one in records:
+        content = layout.trial_run(one, one.context["levels"])
+        run_id = one.record_id
+        runs.append((run_id, content.name, "FINISHED", "active", "0"))
+        marks = {layout.COMPLETE: "2026-01-02"} | content.tags
+        tags += [(key, value, run_id) for key, value in marks.items()]
+        points += [(key, value, 0, run_id, step, 0) for key, value, step in content.metrics]
+    with contextlib.closing(sqlite3.connect(store.home / "mlflow.db")) as database, database:
+        database.executemany(
+            "INSERT INTO runs (run_uuid, name, status, lifecycle_stage, experiment_id) VALUES (?, ?, ?, ?, ?)", runs
+        )
+        database.executemany("INSERT INTO tags (key, value, run_uuid) VALUES (?, ?, ?)", tags)
+        database.executemany(
+            "INSERT INTO metrics (key, value, timestamp, run_uuid, step, is_nan) VALUES (?, ?, ?, ?, ?, ?)", points
+        )

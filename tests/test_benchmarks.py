@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import readme
-from benchmarks.gpu import bench, turns
+from benchmarks.gpu import bench, handovers
 
 from ablate.timeline import Bar, Timeline
 
@@ -63,13 +63,13 @@ TIMELINE = Timeline(
 
 def test_a_turn_is_from_the_end_of_training_until_the_next_could_begin() -> None:
     cells = {"a0": "a", "a1": "a", "b0": "b", "c0": "c"}
-    assert turns.turnarounds(TIMELINE, cells) == {"same arm": [1.0], "another arm": [10.0]}
+    assert handovers.turnarounds(TIMELINE, cells) == {"same arm": [1.0], "another arm": [10.0]}
 
 
 def test_the_device_is_idle_between_trainings_which_do_not_overlap() -> None:
-    assert turns.idle(TIMELINE) == [0.25, 1.0, 0.0]
-    assert turns.overlaps(TIMELINE) == 1
-    assert turns.phase_seconds(TIMELINE)["wait"] == [8.0, 9.0]
+    assert handovers.idle(TIMELINE) == [0.25, 1.0, 0.0]
+    assert handovers.overlaps(TIMELINE) == 1
+    assert handovers.phase_seconds(TIMELINE)["wait"] == [8.0, 9.0]
 
 
 def test_contenders_take_turns() -> None:

@@ -255,3 +255,60 @@ def test_paths_count_from_the_suite_or_from_where_set_is_typed(
     monkeypatch.chdir(tmp_path / "other")
     assert paths({}) == [str(tmp_path / "a.txt")]
     assert paths({"data.source": {"files": {"paths": ["a.txt"]}}}) == [str(tmp_path / "other" / "a.txt")]
+
+
+CONTROLS = "controls: {aa: true, bad: {optimizer.lr: x10, model.norm: none}}\nseeds: [4, 2]\n"
+
+
+def controls(found: design.Design) -> list[tuple[str, int, str]]:
+    return [(trial.control, trial.seed, trial.label) for trial in found.trials if trial.control]
+
+
+def test_controls_are_the_baseline_again_on_seeds_of_its_own_and_what_is_known_to_be_bad(load) -> None:
+    found = design.expand(load(TWO + "baseline: {model.attention: gqa}\n" + CONTROLS))
+    assert controls(found) == [
+        ("aa", 1_000_000, "A/A"), ("bad", 4, "known-bad: lr=x10, norm=none"),
+        ("aa", 1_000_001, "A/A"), ("bad", 2, "known-bad: lr=x10, norm=none"),
+    ]  # fmt: skip
+    assert len(found.cells) == 9 and found.seeds == (4, 2)
+    baseline = next(trial for trial in found.trials if trial.levels == found.suite.baseline)
+    again = next(trial for trial in found.trials if trial.control == "aa")
+    bad = next(trial for trial in found.trials if trial.control == "bad")
+    assert again.levels == baseline.levels and bad.levels == {}
+    assert again.recipe.model_copy(update={"seed": 4}) == baseline.recipe
+    assert bad.recipe.model.norm.name == "none" and bad.recipe.model.attention == baseline.recipe.model.attention
+    assert bad.recipe.optimizer.options["lr"] == pytest.approx(10 * baseline.recipe.optimizer.options["lr"])
+
+
+@pytest.mark.parametrize(
+    ("aa", "asked", "count"), [("true", None, 2), ("true", 5, 5), ("1", None, 1), ("3", 1, 3)], ids=str
+)
+def test_an_aa_arm_has_as_many_seeds_as_the_suite_or_as_it_says(load, aa: str, asked: int | None, count: int) -> None:
+    text = TWO + f"seeds: [1000000, 0]\ncontrols: {{aa: {aa}}}\n"
+    found = design.expand(load(text), seeds=asked)
+    seeds = [trial.seed for trial in found.trials if trial.control]
+    assert len(set(seeds)) == len(seeds) == count
+    assert not set(seeds) & {1_000_000, *found.seeds}, "no seed of the suite"
+
+
+def test_a_part_of_a_suite_has_controls_where_it_has_the_baseline(load) -> None:
+    found = load(TWO + CONTROLS)
+    assert len(controls(design.expand(found, only="attention=mha"))) == 4
+    assert controls(design.expand(found, only="attention=gqa")) == []
+
+
+def test_a_suite_of_one_cell_can_have_controls(load) -> None:
+    found = design.expand(
+        load("name: x\nbase: {train.steps: 10}\nseeds: 1\ncontrols: {aa: 2, bad: {optimizer.lr: x10}}\n")
+    )
+    assert [(trial.control, trial.label) for trial in found.trials] == [
+        ("", "base"), ("aa", "A/A"), ("bad", "known-bad: lr=x10"), ("aa", "A/A"),
+    ]  # fmt: skip
+
+
+def test_a_known_bad_that_cannot_be_at_another_scale_is_named(load) -> None:
+    found = load("name: x\nbase: {scale: 1m}\ncontrols: {bad: {model.attention: {gqa: {n_kv_heads: 4}}}}\n")
+    with pytest.raises(
+        SuiteError, match=r"x.yaml:3: controls.bad: .*4 key and value heads do not divide 6.*\(at scale 10m\)$"
+    ):
+        design.expand(found, scale="10m")

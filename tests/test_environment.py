@@ -91,5 +91,5 @@ def test_plan_and_scheduler_ask_for_the_same_workers(home: Path, monkeypatch: py
     assert (made.workers, made.at_once) == (8, 2)
     assert made.seconds == pytest.approx(15.0 + sum(row.seconds for row in made.pending) / 2)
     monkeypatch.setattr(scheduler, "_Run", mock.MagicMock())
-    scheduler.run(made.jobs(), home=home, store=mock.Mock())
+    scheduler.run(made.jobs(), home=home, open_store=mock.Mock())
     assert asked[0] == asked[1] == {"pack": None, "memory_gib": max(row.memory_gib for row in made.rows)}

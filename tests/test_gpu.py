@@ -9,6 +9,7 @@ import torch
 from attending import HEADS, SCORES, SEPARATOR, attention_of, forms, random_tokens, tiny_with
 from tiny import ArrayCorpus, tiny
 
+from ablate.graph import Captured
 from ablate.recipe import Recipe
 from ablate.step import Step
 from ablate.train import Kept, train
@@ -126,6 +127,18 @@ def test_two_captured_steps_do_not_disturb_one_another():
     finally:
         torch.use_deterministic_algorithms(False)
     assert found == alone
+
+
+def test_a_capture_that_fails_leaves_dropout_usable():
+    ones = torch.ones(64, device="cuda")
+
+    def reads_back(tensor: torch.Tensor) -> float:
+        return float(torch.nn.functional.dropout(tensor).sum())
+
+    with pytest.raises(RuntimeError, match="capture"):
+        Captured(reads_back, ones, torch.cuda.Stream())
+    torch.cuda.manual_seed(0)
+    assert 0 < int((torch.nn.functional.dropout(ones) == 0).sum()) < 64
 
 
 def test_tokens_that_do_not_fit_arrive_as_those_that_do(monkeypatch: pytest.MonkeyPatch):

@@ -47,6 +47,16 @@ def test_a_step_begun_again_is_a_new_one(variant: Variant):
         assert torch.equal(value, expected[key]), key
 
 
+def test_a_step_begun_again_scales_its_losses_as_a_new_one():
+    recipe, windows = tiny(train__precision="fp16"), torch.randint(0, 64, (8, 17))
+    used, new = begun(recipe, windows), begun(recipe, windows)
+    assert used.scale is not None and new.scale is not None
+    used.scale.update(torch.tensor(torch.inf))
+    assert used.scale.factor < new.scale.factor
+    used.begin(recipe)
+    assert used.scale.factor == new.scale.factor
+
+
 LIKE = [
     {"seed": 3},
     {"optimizer": {"adamw": {"lr": 3e-3, "weight_decay": 0.3}}},

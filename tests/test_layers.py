@@ -13,15 +13,19 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ENGINE = """
-    __main__ cli doctor timeline render __init__ display scheduler rows scratch mps writer speed plan known worker watchdog status lease
-    inference turns process train feed step graph scaling convert environment
-    tune design match measure suite _grid _labels _cells _suite_schema spec _resolve _words presets
+    __main__ cli doctor timeline render_outlook render __init__
+    display scheduler ending rows scratch mps writer speed outlook plan known worker watchdog status lease
+    inference turns process train feed step graph scaling memory convert environment
+    tune design match measure suite _suite_arms _grid _cells _suite_design _checks _labels _suite_schema optimal fractional aliases
+    spec _resolve _words presets
     model _loss data fingerprint _preparation corpus tokens
     recipe variants _yaml errors
 """.split()
 """The engine from the top down: a module imports only what stands to its right."""
 
-JOIN = set("cli doctor timeline render display plan known scheduler scratch writer worker status lease speed".split())
+JOIN = set(
+    "cli doctor timeline render display plan known scheduler scratch writer worker status lease speed outlook".split()
+)
 """The modules of the engine that may use the registry."""
 
 
@@ -132,6 +136,7 @@ def test_registry_loads_no_trainer(home: Path) -> None:
         ["show", "quickstart"],
         ["status", "attention"],
         ["leaderboard"],
+        ["report", "attention"],
         ["query", "SELECT * FROM trials"],
     ],
 )

@@ -277,6 +277,36 @@ BUGS = {
         "test_loss.py::test_logits_are_one_chunks_and_computed_once"),
     "loss chunks: sums overflow in fp16": Bug(
         "_loss.py", "FP16_SHRINK = 2.0**-5", "FP16_SHRINK = 1.0", "test_loss.py::test_a_sum_over_tokens_does_not_overflow_in_fp16"),
+    # what a prepared step leaves to the next trial, and how trials take turns
+    "begin: the optimizer's state of the last trial": Bug(
+        "step.py", "            restart(self.optimizer)\n", "            pass\n", "test_kept.py::test_a_step_begun_again_is_a_new_one"),
+    "begin: the weights of the last trial": Bug(
+        "step.py", "masters.get(id(tensor), tensor).copy_(values)", "pass", "test_kept.py::test_a_step_begun_again_is_a_new_one"),
+    "begin: the loss scale of the last trial": Bug(
+        "step.py", "            self.scale.restart()\n", "            pass\n",
+        "test_kept.py::test_a_step_begun_again_scales_its_losses_as_a_new_one"),
+    "begin: a decay that the groups are not given": Bug(
+        "step.py", 'self._decays.copy_(torch.tensor([group["decay"] for group in groups]))', "pass",
+        "test_kept.py::test_recipes_that_differ_in_what_lies_on_the_device_share_a_step"),
+    "begin: a limit of clipping that stays": Bug(
+        "step.py", "            value.fill_(recipe.train.clipping.options[name])\n", "            value.fill_(1.0)\n",
+        "test_kept.py::test_recipes_that_differ_in_what_lies_on_the_device_share_a_step"),
+    "kept: a step of another shape": Bug(
+        "train.py", "(step.device, step.recipe.shape()) != (device, recipe.shape())", "step.device != device",
+        "test_kept.py::test_recipes_that_are_compiled_differently_do_not"),
+    "turns: the second half of a round forgotten": Bug(
+        "turns.py", "logs.append((b + c - a - d) / 2)", "logs.append(b - a)", "test_speed.py::TestRatio::test_a_drift_cancels"),
+    "turns: the normal distribution's interval": Bug(
+        "turns.py", "stdtrit(len(logs) - 1,", "stdtrit(1e6,", "test_speed.py::TestRatio::test_it_is_students"),
+    "rows: a new worker takes a shape that another has compiled": Bug(
+        "rows.py", "rank.get(self._shapes[index], 1)", "0",
+        "test_rows.py::test_a_freed_worker_gets_the_shape_it_compiled_and_a_new_one_a_fresh_shape"),
+    "feed: one batch for ever": Bug(
+        "feed.py", "self.on_device[step]", "self.on_device[0]",
+        "test_kept.py::test_windows_are_those_of_the_order_wherever_the_tokens_lie"),
+    "timeline: overlaps counted twice": Bug(
+        "timeline.py", "max(0.0, bar.end - max(until, bar.start))", "bar.end - bar.start",
+        "test_timeline.py::test_the_share_counts_from_the_start_of_the_run_and_overlaps_once"),
     # data
     "bytes: the separator is a byte": Bug(
         "variants/_encoders.py", "separator = 256", "separator = 97", "test_tokenizers.py::test_decoding_gives_the_text_back"),

@@ -10,7 +10,7 @@ import readme
 from ablate.cli import commands, main
 from ablate.design import parse_set
 from ablate.spec import Spec
-from ablate.suite import load_suite
+from ablate.suite import load_suite, shipped
 
 TEXT = readme.README.read_text(encoding="utf-8")
 
@@ -32,10 +32,20 @@ def test_every_command_is_documented() -> None:
 
 
 def test_its_suite_loads(tmp_path: Path) -> None:
-    (text,) = blocks("yaml")
+    text, _ = blocks("yaml")
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     assert load_suite(str(path)).factors
+
+
+def test_its_designs_and_controls_load(tmp_path: Path) -> None:
+    """Each line of the second block is a key of a suite of five factors with two levels."""
+    lines = blocks("yaml")[1].splitlines()
+    assert len(lines) == 4
+    for line in lines:
+        path = tmp_path / "mine.yaml"
+        path.write_text(shipped()["recipe"][0].read_text().replace("design: full\n", f"{line}\n"))
+        assert load_suite(path).factors
 
 
 def test_its_sql_runs(filled: Path) -> None:

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from registry_records import design, empty_store, record
+from registry_records import design, empty_store, record, trial_id
 from scipy import stats
 
 from registry import sql
@@ -448,3 +448,43 @@ def test_a_scale_without_results_is_named(home: Path) -> None:
     fill(home, 2, 2)
     with pytest.raises(RegistryEmpty, match='no results at scale "nonsense"; there are some at: nano'):
         board(home).suite("attention", "nonsense").frame()
+
+
+def with_controls(store: Store, kind: str) -> None:
+    """Two cells and both controls, two seeds each; A/A has the cell of the baseline, and lower losses."""
+    cells = [{"model.attention": "mha"}, {"model.attention": "gqa"}]
+    plan = design(cells, kind=kind)
+    mine = {
+        "trial_id": "bad",
+        "cell_id": "bad",
+        "levels": {},
+        "seed": 0,
+        "control": "bad",
+        "label": "known-bad: lr=x10",
+    }
+    again = [
+        {**plan.trials[0], "trial_id": trial_id(cells[0], seed), "seed": seed, "control": "aa"} for seed in (70, 71)
+    ]
+    store.write_design(design(cells, kind=kind, trials=[*plan.trials, *again, mine]))
+    for number, levels in enumerate(cells):
+        for seed in range(2):
+            store.write_trial(record(levels, seed, loss=3 + number + seed / 100))
+    for seed in (70, 71):
+        store.write_trial(record(cells[0], seed, loss=2.0 + seed / 1000))
+    store.write_trial(record({"model.attention": "mqa"}, 0, loss=9.0, trial_id="bad", cell_id="bad"))
+
+
+@pytest.mark.parametrize("kind", ["full", "one_at_a_time", "fractional", "optimal"])
+def test_controls_have_rows_of_their_own_and_no_rank(home: Path, kind: str) -> None:
+    with_controls(empty_store(home), kind)
+    found = Leaderboard().suite("attention").frame()
+    assert list(found["control"]) == ["", "", "A/A", "known-bad: lr=x10"]
+    assert found["rank"].fillna(0).tolist() == [1, 2, 0, 0]
+    assert list(found["val_loss"]) == pytest.approx([3.005, 4.005, 2.0705, 9.0]), "the baseline is its own seeds alone"
+    assert list(found["n"]) == [2, 2, 2, 1]
+    assert any("controls have no rank" in note for note in found.attrs["notes"])
+    assert ("control" in found.attrs["named"]) == (kind != "one_at_a_time")
+    assert found["cell"].tolist()[2:] == ["A/A", "known-bad: lr=x10"]
+    baseline = {"full": "mha", "one_at_a_time": "baseline"}.get(kind, "mha")
+    assert found["cell"].tolist()[0] == baseline
+    assert set(query("SELECT DISTINCT control FROM designs")["control"]) == {"", "aa", "bad"}

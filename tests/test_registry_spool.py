@@ -185,3 +185,17 @@ def test_records_of_earlier_versions_are_read_and_of_a_later_one_refused() -> No
             kind.from_dict(data | {"schema_version": 4})
     with pytest.raises(RecordError, match="evaluation_fingerprint"):
         TrialRecord.from_dict(old | {"schema_version": 3})
+
+
+def test_a_design_says_what_is_no_ordinary_trial_and_older_ones_say_nothing() -> None:
+    plan = design([{"norm": "rmsnorm"}, {"norm": "layernorm"}], seeds=1)
+    new = ("cells_stood_for", "aliases", "tuning", "drift")
+    assert DesignRecord.from_dict({name: value for name, value in plan.to_dict().items() if name not in new}) == plan
+    known = {"trial_id": "t", "cell_id": "c", "levels": {}, "seed": 0, "control": "bad", "label": "known-bad: lr=x10"}
+    assert DesignRecord.from_dict(plan.to_dict() | {"trials": [known]}).trials == [known]
+    for wrong, message in (
+        ({"control": "good"}, "control 'good' is not one of aa, bad"),
+        ({"stage": "x"}, "stage 'x'"),
+    ):
+        with pytest.raises(RecordError, match=message):
+            DesignRecord.from_dict(plan.to_dict() | {"trials": [known | wrong]})

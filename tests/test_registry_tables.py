@@ -96,7 +96,7 @@ def test_markdown_and_latex_escape_their_signs() -> None:
         r"| a\|b | value |",
         "|---|---:|",
         r"| x\|y z | 1.5000 |",
-        r"| 5% & $3_2 {#}~^\\ <·±> |  |",
+        r"| 5% &amp; \$3_2 {#}\~^\\ &lt;·±&gt; |  |",
         "",
         "- note",
     ]

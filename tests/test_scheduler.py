@@ -47,7 +47,7 @@ def test_the_writer_tries_again_and_answers_after_storing(home: Path, monkeypatc
     monkeypatch.setattr("ablate.writer.RETRY_SECONDS", 0.01)
     store: Any = FlakyStore()
     asked: list[bool] = []
-    writer = Writer(store, Spool(home))
+    writer = Writer(lambda: store, Spool(home))
     writer.ask(lambda: asked.append(store.stored.is_set()))
     writer.start()
     assert store.stored.wait(10)
@@ -70,7 +70,7 @@ def test_ray_trains_everything_quietly(
     outcome = scheduler.run(
         jobs,
         home=home,
-        store=store,
+        open_store=lambda: store,
         workers_per_device=1,
         timeout=1.0,
         on_event=events.append,
@@ -94,3 +94,16 @@ def test_ray_trains_everything_quietly(
     last = [event for event in events if isinstance(event, Snapshot)][-1]
     assert (last.done, last.failed, last.running) == (3, 2, ())
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.fire
+@pytest.mark.filterwarnings("ignore")
+def test_nothing_is_trained_where_no_store_can_be_opened(home: Path) -> None:
+    def open_store() -> Store:
+        raise StoreUnavailable("it is away")
+
+    with pytest.raises(StoreUnavailable, match="it is away"):
+        scheduler.run(
+            [fake_training.job(0)], home=home, open_store=open_store, workers_per_device=1, trainer="fake_training:train"
+        )  # fmt: skip
+    assert not list(Spool(home).records())

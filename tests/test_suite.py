@@ -31,6 +31,7 @@ design: one_at_a_time
 baseline: {optimizer: lion, model.attention: {gqa: {n_kv_heads: 3}}}
 exclude: [{model.attention: [mha], optimizer: adamw}]
 match: tokens
+controls: {aa: 4, bad: {optimizer.lr: x10, model.norm: none}}
 seeds: [3, 5]
 margin: 5e-3
 contrasts: [{factor: model.attention, level: mha, against: gqa(n_kv_heads=2)}]
@@ -62,6 +63,7 @@ def test_every_key_is_read(load, tmp_path: Path) -> None:
     assert found.exclude == ({"model.attention": ("mha",), "optimizer": ("adamw",)},)
     assert (found.design, found.match, found.seeds, found.margin) == ("one_at_a_time", "tokens", (3, 5), 0.005)
     assert found.contrasts == ({"factor": "model.attention", "level": "mha", "against": "gqa(n_kv_heads=2)"},)
+    assert (found.controls.aa, found.controls.bad) == (4, {"optimizer.lr": "x10", "model.norm": "none"})
     assert (found.text, found.path, found.base_dir) == (FULL, tmp_path / "mine.yaml", tmp_path)
 
 
@@ -225,9 +227,37 @@ def test_the_schema_takes_multiples_and_shorthands(base: dict, schema: jsonschem
     schema.validate({"name": "reference/x", "base": base})
 
 
+TWO_LEVELS = {f"model.{name}": levels for name, levels in {
+    "norm": ["layernorm", "rmsnorm"], "bias": [True, False], "dropout": [0.0, 0.1], "position": ["rope", "learned"],
+}.items()}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"design": "leave_one_out"}, {"design": {"fractional": {"resolution": 3}}}, {"design": {"optimal": {"cells": 8, "alias": 1}}},
+        {"design": {"fractional": {"generators": {"model.norm": ["model.bias", "model.dropout"]}}}}, {"controls": {"aa": True}},
+        {"controls": {"bad": {"model": {"norm": "none"}}}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_schema_and_loader_take_designs_and_controls(
+    keys: dict, schema: jsonschema.Draft202012Validator, load, tmp_path: Path
+) -> None:
+    value = {"name": "x", "factors": TWO_LEVELS} | keys
+    schema.validate(value)
+    with (tmp_path / "text").open("w") as file:
+        YAML(typ="safe", pure=True).dump(value, file)
+    assert load((tmp_path / "text").read_text()).factors
+
+
 @pytest.mark.parametrize(
     "change",
     [
+        {"design": "fractional"}, {"design": {"fractional": {}}}, {"design": {"fractional": {"resolution": 6}}}, {"controls": {}},
+        {"design": {"optimal": {"alias": 0.5}}}, {"design": {"optimal": {"cells": 4}, "fractional": {"resolution": 3}}},
+        {"design": {"fractional": {"generators": {"model.norm": ["model.bias"]}}}}, {"controls": {"aa": 0}},
+        {"controls": {"bad": {}}}, {"controls": {"bad": {"model.nrom": "none"}}},
         {"nmae": "x"}, {"name": "../x"}, {"seeds": 0}, {"design": "half"}, {"margin": -1}, {"base": {"scale": "11m"}},
         {"base": {"model.dmi": 1}}, {"base": {"model.dim": 0}}, {"base": {"model": {"dmi": 1}}}, {"factors": {}},
         {"factors": {"model.attention": ["mha", "gqq"]}}, {"factors": {"optimizer": ["adamw", {"lion": {"lrr": 1}}]}},
@@ -251,6 +281,7 @@ WORDS = """
     name x factors base scale nano model model.attention mha gqa n_kv_heads optimizer adamw lion lr
     optimizer.lr design full baseline exclude seeds margin contrasts factor level against data.sources
     data.source source weight model.dropout batch.tokens batch tokens train.steps model.n_heads model.dim tune
+    fractional optimal resolution generators cells alias controls aa bad
 """.split()
 MARKS = [
     ": ",

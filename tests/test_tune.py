@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import fake_tuning
@@ -275,6 +276,20 @@ def test_matched_arms_stay_matched(load) -> None:
     }
 
 
+def test_controls_follow_the_baselines_rate(load) -> None:
+    """The A/A arm is the baseline that is reported; the known-bad does what is bad to it."""
+    text = fake_tuning.SUITE.replace("adamw, lion", "lion, adamw") + "controls: {aa: true, bad: {optimizer.lr: x10}}\n"
+    runner = Runner(design.expand(load(text)))
+    *tuning, reported = runner.run()
+    assert not any(trial.control for stage in tuning for trial in stage)
+    rates = {trial.control: rate(trial) for trial in reported if trial.label == "lion" or trial.control}
+    assert rates == pytest.approx({"": 2.4e-3, "aa": 2.4e-3, "bad": 2.4e-2})
+    baseline, copy = (
+        next(t.recipe for t in reported if t.control == kind and t.label in ("lion", "A/A")) for kind in ("", "aa")
+    )
+    assert copy.model_copy(update={"seed": 0}) == baseline
+
+
 def test_a_suite_that_does_not_tune_has_one_stage() -> None:
     found = design.expand(load_suite("quickstart"))
     assert next_stage(found, lambda trial: None) == found.trials
@@ -333,36 +348,28 @@ def newest(home: Path) -> DesignRecord:
 
 
 @pytest.fixture
-def without_ray(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def without_ray(home: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """`ablate run` with the planted trainer, in this process; the list has the number of trials to interrupt it after."""
-    from types import ModuleType
-
-    from ablate import environment, process
+    from ablate import environment
     from ablate.worker import Place, execute
     from registry import Spool
-    from registry.record import TrialRecord
 
+    registry_records.empty_store(home)
     stop: list[int] = []
 
-    def run(jobs: Any, *, home: Path, store: Any, **_: Any) -> Any:
-        share = environment.share()
-        place = Place(home=home, device="cpu", threads=share.threads, lease=None, trainer="fake_tuning:train")
+    def run(jobs: Any, *, home: Path, open_store: Any, **_: Any) -> Any:
+        store, threads = open_store(), environment.share().threads
+        place = Place(home=home, device="cpu", threads=threads, lease=None, trainer="fake_tuning:train")
         few = jobs[: stop[0]] if stop else jobs
         records = [execute(job, place) for job in few]
-        assert all(isinstance(record, TrialRecord) for record in records)
         store.ingest(Spool(home))
         ended = signal.SIGINT if len(few) < len(jobs) else None
-        return Module.Outcome(records=tuple(records), missing=(), interrupted=ended, waiting_in_spool=0)
+        return SimpleNamespace(records=tuple(records), missing=(), interrupted=ended, waiting_in_spool=0)
 
-    class Outcome:
-        def __init__(self, **fields: Any) -> None:
-            self.__dict__.update(fields)
-
-    Module: Any = ModuleType("ablate.scheduler")
-    Module.run, Module.Outcome = run, Outcome
-    monkeypatch.setitem(sys.modules, "ablate.scheduler", Module)
-    monkeypatch.setattr("ablate.scheduler", Module, raising=False)
-    monkeypatch.setattr(process, "held_by_others", lambda device: 0.0)
+    scheduler: Any = ModuleType("ablate.scheduler")
+    scheduler.run = run
+    monkeypatch.setitem(sys.modules, "ablate.scheduler", scheduler)
+    monkeypatch.setattr("ablate.scheduler", scheduler, raising=False)
 
     def end(code: int) -> None:
         raise SystemExit(code)

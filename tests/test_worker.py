@@ -15,7 +15,7 @@ import pytest
 import torch
 from tiny import ArrayCorpus, tiny
 
-from ablate import data, environment, process, worker
+from ablate import data, environment, memory, process, worker
 from ablate.lease import Lease
 from ablate.recipe import Recipe
 from ablate.status import StatusFile, log_path, running
@@ -180,10 +180,10 @@ class Crowd:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
         self.times, self.held, self.forgotten = times, [], 0
         monkeypatch.setattr(worker, "_resolve", lambda path: self.train)
-        monkeypatch.setattr(process, "held_by_others", lambda device: 5.0)
+        monkeypatch.setattr(memory, "held_by_others", lambda device: 5.0)
         monkeypatch.setattr(process, "forget", self.forget)
 
-    def forget(self, device: str) -> None:
+    def forget(self) -> None:
         self.forgotten += 1
 
     def train(self, job: Job, place: Place, hooks: Hooks) -> Result:
@@ -228,7 +228,7 @@ def test_a_trial_that_others_leave_no_memory_twice_is_not_out_of_memory_yet(
 
 def test_a_trial_that_has_the_memory_is_out_of_it_at_once(leased: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     crowd = Crowd(monkeypatch, times=1)
-    monkeypatch.setattr(process, "held_by_others", lambda device: 0.0)
+    monkeypatch.setattr(memory, "held_by_others", lambda device: 0.0)
     assert attempt(leased, fake_training.job()).status == "out_of_memory"
     assert len(crowd.held) == 1
 
@@ -243,9 +243,9 @@ def prepared(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         return ArrayCorpus(vocabulary=257)
 
     monkeypatch.setattr(data, "prepare", prepare)
-    process.forget("cpu")
+    process.forget()
     yield made
-    process.forget("cpu")
+    process.forget()
 
 
 def real(seed: int, **overrides: Any) -> Job:
@@ -288,7 +288,7 @@ def test_a_corpus_that_changed_since_the_plan_is_refused(place: Place, monkeypat
     class Corpus:
         fingerprint = "f" * 16
 
-    process.forget("cpu")
+    process.forget()
     monkeypatch.setattr(data, "prepare", lambda *args: Corpus())
     monkeypatch.setattr(Recipe, "from_dict", lambda fields: type("Fake", (), {"data": None}))
     hooks: Any = Hooks(exclusive=Lease(None), on_step=lambda progress: None, phase=lambda phase: None)

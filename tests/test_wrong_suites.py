@@ -12,6 +12,15 @@ from ablate.errors import UserError
 
 TAIL = "factors:\n  model.attention: [mha, mqa]\n"
 GOOD = "name: x\n" + TAIL
+FIVE = """\
+name: x
+factors:
+  model.attention: [mha, mqa]
+  model.activation: [gelu, swiglu]
+  model.norm: [layernorm, rmsnorm]
+  model.position: [learned, rope]
+  model.dropout: [0.1, 0.0]
+"""
 BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefghij", "bcdefghijk", strict=True))
 
 # name: (content, line or None where the whole file is meant, what the message says)
@@ -243,15 +252,161 @@ WRONG: dict[str, tuple[str | bytes, int | None, str]] = {
         2,
         "factors: make 1000000 cells; 10000 is the most",
     ),
-    "unknown_design": (
-        GOOD + "design: half\n",
+    "unknown_design": (GOOD + "design: half\n", 4, "design: 'half' is not a design; known: "),
+    "misspelt_design": (GOOD + "design: optimla\n", 4, "design: 'optimla' is not a design; did you mean 'optimal'?"),
+    "listed_design": (GOOD + "design: [full]\n", 4, "design: a list is not a design; known: full, one_at_a_time"),
+    "bare_fractional": (
+        GOOD + "design: fractional\n",
         4,
-        "design: 'half' is not available in this version; known: full, one_at_a_time, leave_one_out",
+        "design: fractional needs to be told more, such as {fractional: {resolution: 4}}",
     ),
-    "fractional_design": (
+    "two_designs": (
+        GOOD + "design: {fractional: {resolution: 4}, optimal: {cells: 2}}\n",
+        4,
+        "design: must be one of fractional and optimal",
+    ),
+    "misspelt_selection": (
+        GOOD + "design:\n  fractoinal: {resolution: 4}\n",
+        5,
+        "design.fractoinal: unknown key 'fractoinal'; did you mean 'fractional'?",
+    ),
+    "fraction_of_one": (
         GOOD + "design: {fractional: {resolution: 4}}\n",
         4,
-        "design: a mapping is not available in this version",
+        "design.fractional.resolution: 4 of 1 factors takes all of their combinations; let the design be full",
+    ),
+    "fraction_of_three_levels": (
+        FIVE.replace("[gelu, swiglu]", "[gelu, swiglu, relu]") + "design: {fractional: {resolution: 4}}\n",
+        4,
+        "factors.model.activation: has 3 levels; a fractional design takes two of each factor, an optimal one any number",
+    ),
+    "fraction_with_exclude": (
+        FIVE + "exclude: [{model.norm: layernorm}]\ndesign: {fractional: {resolution: 4}}\n",
+        8,
+        "exclude: takes cells out of a fraction",
+    ),
+    "fraction_of_resolution_six": (
+        FIVE + "design:\n  fractional:\n    resolution: 6\n",
+        10,
+        "design.fractional.resolution: must be a whole number from 3 to 5, not 6",
+    ),
+    "fraction_without_either": (FIVE + "design: {fractional: {}}\n", 8, "needs either a resolution or generators"),
+    "fraction_with_both": (
+        FIVE + "design: {fractional: {resolution: 3, generators: {}}}\n",
+        8,
+        "design.fractional: needs either a resolution or generators",
+    ),
+    "misspelt_resolution": (FIVE + "design: {fractional: {resolutoin: 3}}\n", 8, "did you mean 'resolution'?"),
+    "no_generators": (FIVE + "design: {fractional: {generators: {}}}\n", 8, "is empty; let the design be full"),
+    "generator_of_no_factor": (
+        FIVE + "design: {fractional: {generators: {model.drop: [model.norm, model.bias]}}}\n",
+        8,
+        "generators.model.drop: unknown key 'model.drop'; did you mean 'model.dropout'?",
+    ),
+    "generator_from_no_factor": (
+        FIVE + "design:\n  fractional:\n    generators:\n      model.dropout: [model.norm, model.positoin]\n",
+        11,
+        "design.fractional.generators.model.dropout[1]: 'model.positoin' is not a factor; did you mean 'model.position'?",
+    ),
+    "generator_from_a_list": (
+        FIVE + "design: {fractional: {generators: {model.dropout: [[model.norm], model.position]}}}\n",
+        8,
+        "generators.model.dropout[0]: a list is not a factor",
+    ),
+    "generator_no_list": (
+        FIVE + "design: {fractional: {generators: {model.dropout: model.norm}}}\n",
+        8,
+        "generators.model.dropout: must be a list, not 'model.norm'",
+    ),
+    "generator_from_itself": (
+        FIVE + "design: {fractional: {generators: {model.dropout: [model.norm, model.dropout]}}}\n",
+        8,
+        "model.dropout is generated itself; name factors that are not",
+    ),
+    "generator_twice_the_same": (
+        FIVE + "design: {fractional: {generators: {model.dropout: [model.norm, model.norm]}}}\n",
+        8,
+        "generators.model.dropout[1]: model.norm is there already",
+    ),
+    "generator_of_resolution_two": (
+        FIVE + "design: {fractional: {generators: {model.dropout: [model.norm]}}}\n",
+        8,
+        "model.norm and model.dropout would only change together",
+    ),
+    "generators_of_resolution_two": (
+        FIVE + "design:\n  fractional:\n    generators:\n      model.position: [model.norm, model.attention]\n"
+        "      model.dropout: [model.norm, model.attention]\n",
+        10,
+        "design.fractional.generators: model.position and model.dropout would only change together",
+    ),
+    "optimal_without_cells": (GOOD + "design: {optimal: {}}\n", 4, "design.optimal.cells: is missing"),
+    "optimal_misspelt": (
+        FIVE + "design: {optimal: {cell: 12}}\n",
+        8,
+        "design.optimal.cell: unknown key 'cell'; did you mean 'cells'?",
+    ),
+    "optimal_with_too_few": (
+        FIVE + "design: {optimal: {cells: 5}}\n",
+        8,
+        "design.optimal.cells: 5 cells cannot tell the main effects apart; 6 is the least, and more are better",
+    ),
+    "optimal_with_too_many": (
+        FIVE + "design: {optimal: {cells: 33}}\n",
+        8,
+        "design.optimal.cells: must be a whole number from 1 to 32, not 33",
+    ),
+    "optimal_with_more_than_are_left": (
+        FIVE + "exclude: [{model.norm: layernorm, model.dropout: 0.1}]\nbaseline: {model.norm: rmsnorm}\n"
+        "design: {optimal: {cells: 30}}\n",
+        10,
+        "design.optimal.cells: must be up to 24, the cells that exclude leaves, not 30",
+    ),
+    "optimal_confounded_by_exclude": (
+        FIVE + "exclude:\n- {model.norm: layernorm, model.dropout: 0.0}\n- {model.norm: rmsnorm, model.dropout: 0.1}\n"
+        "design: {optimal: {cells: 12}}\n",
+        11,
+        "design.optimal: the cells that exclude leaves do not tell the main effects apart",
+    ),
+    "optimal_beyond_the_cap": (
+        FIVE + "design: {optimal: {cells: 6, alias: 0.1}}\n",
+        8,
+        "with 6 cells, 0.8 of an interaction gets into a main effect, more than the 0.1 allowed: ask for more cells, "
+        "or allow it with alias: 0.8",
+    ),
+    "optimal_alias_no_number": (FIVE + "design: {optimal: {cells: 12, alias: low}}\n", 8, "not 'low'"),
+    "controls_empty": (GOOD + "controls: {}\n", 4, "controls: is empty; say aa: true, or what is known to be bad"),
+    "controls_listed": (GOOD + "controls: [aa]\n", 4, "controls: must be a mapping, not a list"),
+    "controls_misspelt": (GOOD + "controls:\n  aaa: true\n", 5, "controls.aaa: unknown key 'aaa'; did you mean 'aa'?"),
+    "controls_no_seeds": (
+        GOOD + "controls: {aa: 0}\n",
+        4,
+        "controls.aa: must be true, or a whole number from 1 to 1000, not 0",
+    ),
+    "bad_empty": (GOOD + "controls: {bad: {}}\n", 4, "controls.bad: is empty; say what makes the baseline worse"),
+    "bad_unknown": (
+        GOOD + "controls:\n  bad: {model.nrom: none}\n",
+        5,
+        "controls.bad.model.nrom: unknown key 'model.nrom'; did you mean 'model.norm'?",
+    ),
+    "bad_variant": (
+        GOOD + "controls:\n  bad:\n    model.norm: nine\n",
+        6,
+        "controls.bad.model.norm: unknown norm 'nine'; did you mean 'none'?",
+    ),
+    "bad_impossible": (
+        GOOD + "controls: {bad: {model.n_heads: 5}}\n",
+        4,
+        "controls.bad: model.n_heads: 5 heads do not divide a width of 64",
+    ),
+    "bad_as_good": (
+        GOOD + "controls: {bad: {model.attention: mqa}}\n",
+        4,
+        "controls.bad: is the same recipe as the cell of model.attention mqa",
+    ),
+    "bad_changes_nothing": (
+        GOOD + "controls: {bad: {optimizer.lr: x1}}\n",
+        4,
+        "controls.bad: is the same recipe as the cell of model.attention mha",
     ),
     "tune_list": (GOOD + "tune: [optimizer.lr]\n", 4, "tune: must be a mapping, not a list"),
     "tune_nothing": (GOOD + "tune: {}\n", 4, "tune: must be one field, such as {optimizer.lr: [x0.5, x1, x2]}, not 0"),

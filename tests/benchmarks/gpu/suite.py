@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import bench
-import turns
+import handovers
 
 from ablate.timeline import Timeline
 from registry.record import TrialRecord
@@ -135,8 +135,8 @@ def report(results: bench.Results, case: str, made: Run, picture: Path | None = 
     if told is not None:
         whole["share"] = [told.share * told.seconds / made.wall]
         facts |= {
-            "phase_seconds": {phase: statistics.median(of) for phase, of in turns.phase_seconds(told).items()},
-            "overlapping_trainings": turns.overlaps(told), "workers": len({bar.worker for bar in told.bars}),
+            "phase_seconds": {phase: statistics.median(of) for phase, of in handovers.phase_seconds(told).items()},
+            "overlapping_trainings": handovers.overlaps(told), "workers": len({bar.worker for bar in told.bars}),
             "seconds_before_first_training": min(bar.start for bar in told.bars if bar.phase == "train") - made.start,
             "seconds_after_last_training": made.end - max(bar.end for bar in told.bars if bar.phase == "train"),
             "bars": [[names[bar.trial], bar.worker[1], bar.phase, bar.start - made.start, bar.end - made.start] for bar in told.bars],
@@ -145,8 +145,8 @@ def report(results: bench.Results, case: str, made: Run, picture: Path | None = 
     rates = [r.metrics["tokens_per_second"] for r in records]
     results.add(case, "its trials, steady", {"tokens_per_second": rates})
     if told is not None:
-        results.add(case, "device, between two trainings", {"seconds": turns.idle(told)})
-        for kind, seconds in turns.turnarounds(told, names).items():
+        results.add(case, "device, between two trainings", {"seconds": handovers.idle(told)})
+        for kind, seconds in handovers.turnarounds(told, names).items():
             results.add(case, f"worker, until the next is ready, {kind}", {"seconds": seconds})
         if picture is not None:
             picture.write_text(told.svg(case), encoding="utf-8")
