@@ -87,7 +87,7 @@ def recipes(
         UserError: an override at fault.
     """
     scale = scale or suite.scale
-    resolver = _Resolver(suite, scale, overrides)
+    resolver = Resolver(suite, scale, overrides)
     found: dict[str, dict[str, str]] = {}
     resolved = []
     for cell in cells(suite):
@@ -97,6 +97,7 @@ def recipes(
             raise resolver.same(found[key], cell)
         found[key] = cell
         resolved.append((cell, recipe))
+        resolver.check_tune(cell)
     return resolved
 
 
@@ -113,7 +114,7 @@ def known_bad(
     """
     if not suite.controls.bad:
         return None
-    recipe = _Resolver(suite, scale or suite.scale, overrides).known_bad()
+    recipe = Resolver(suite, scale or suite.scale, overrides).known_bad()
     same = canonical_json(recipe.to_dict())
     for cell, other in resolved:
         if canonical_json(other.to_dict()) == same:
@@ -122,7 +123,7 @@ def known_bad(
     return recipe
 
 
-class _Resolver:
+class Resolver:
     """Recipes of cells at one scale, and what to say of a cell that has none."""
 
     def __init__(self, suite: Suite, scale: str, overrides: Mapping[str, Any]) -> None:
@@ -135,21 +136,47 @@ class _Resolver:
             self._set_override(key, overrides[key])
 
     def recipe(self, cell: Levels) -> Recipe:
-        values = {
-            factor: self.suite.factors[factor][self.labels[factor].index(cell[factor])].value
-            for factor in _outer_first(cell)
-        }
+        values = values_of(self.suite, cell)
         try:
             return self._resolve(values)
         except UserError:
             raise self._with_overrides(self._blame(cell, values), values) from None
 
-    def known_bad(self) -> Recipe:
-        """The baseline with the overrides of the control."""
+    def spec(self, cell: Levels, tuned: Mapping[str, Any] = NOTHING) -> Spec:
+        """What a cell says before it is resolved, with `tuned` fields set last."""
         spec = self.start.copy()
-        for factor in _outer_first(self.suite.baseline):
-            level = self.suite.factors[factor][self.labels[factor].index(self.suite.baseline[factor])]
-            spec.set(factor, level.value, self.suite.base_dir)
+        for field, value in {**values_of(self.suite, cell), **tuned}.items():
+            spec.set(field, value, self.suite.base_dir)
+        return spec
+
+    def check_tune(self, cell: Levels) -> None:
+        """Refuse a value of `tune` that the cell cannot take, or a field of its own that it would undo."""
+        tune = self.suite.tune
+        if tune is None:
+            return
+        if not isinstance(tune.values[0], str):
+            for place in self._said(cell, tune.field):
+                message = "is tuned for every cell; leave it out here, or tune by multiples of it, such as x0.5"
+                raise self.suite.document.error(place, message)
+        for i, value in enumerate(tune.values):
+            if error := _failure(lambda value=value: self.spec(cell, {tune.field: value}).resolve()):
+                arm = f" (of {', '.join(cell.values())})" if cell else ""
+                raise self._error((*tune.place, i), tune.field, UserError(_say(error, tune.field) + arm))
+
+    def _said(self, cell: Levels, field: str) -> Iterator[Place]:
+        """Where a cell's levels set a field or an option of a variant."""
+        owner, _, option = field.rpartition(".")
+        for factor, value in values_of(self.suite, cell).items():
+            if field in _leaves(factor, value):
+                yield self._place(factor, cell)
+            if factor == owner and isinstance(value, dict):
+                yield from (
+                    (*self._place(factor, cell), name, option) for name in value if option in (value[name] or {})
+                )
+
+    def known_bad(self, tuned: Mapping[str, Any] = NOTHING) -> Recipe:
+        """The baseline with the overrides of the control, on top of `tuned` fields."""
+        spec = self.spec(self.suite.baseline, tuned)
         for key in _outer_first(self.suite.controls.bad):
             place: Place = ("controls", "bad", key)
             if error := _failure(spec.set, key, self.suite.controls.bad[key], self.suite.base_dir):
@@ -196,7 +223,7 @@ class _Resolver:
         if key == "seed":
             raise UserError("--set seed: seeds are chosen with --seeds")
         for factor in self.suite.factors:
-            if any(_decides(field, factor) for field in _leaves(key, value)):
+            if any(decides(field, factor) for field in _leaves(key, value)):
                 raise UserError(f"--set {key}: {factor} is a factor of this suite; pick its levels with --only")
         if error := _failure(self.start.set, key, value, Path.cwd()):
             raise UserError(printable(f"--set {key}: {_say(error, key)}"))
@@ -241,7 +268,7 @@ class _Resolver:
         given = {"overrides": self.overrides, "base": self.suite.base}
         given[where] = {other: value for other, value in given[where].items() if other != key}
         suite = replace(self.suite, base=given["base"])
-        return not _failure(lambda: _Resolver(suite, self.scale, given["overrides"])._resolve(values))
+        return not _failure(lambda: Resolver(suite, self.scale, given["overrides"])._resolve(values))
 
     def _place(self, factor: str, cell: Levels) -> Place:
         return ("factors", factor, self.labels[factor].index(cell[factor]))
@@ -249,6 +276,19 @@ class _Resolver:
     def _error(self, place: Place, key: str, error: UserError) -> SuiteError:
         at = "" if self.scale == self.suite.scale else f" (at scale {self.scale})"
         return self.suite.document.error(place, _say(error, key) + at)
+
+
+def values_of(suite: Suite, cell: Levels) -> dict[str, Any]:
+    """The values of a cell's levels, outer fields before inner ones."""
+    return {
+        factor: next(level.value for level in suite.factors[factor] if level.label == cell[factor])
+        for factor in _outer_first(cell)
+    }
+
+
+def said_by(suite: Suite, cell: Levels) -> set[str]:
+    """The fields that the levels of a cell set, options of variants among them."""
+    return {field for factor, value in values_of(suite, cell).items() for field in _leaves(factor, value)}
 
 
 def _failure(attempt: Callable[..., Any], *given: Any) -> UserError | None:
@@ -294,7 +334,7 @@ def _leaves(key: str, value: Any) -> Iterator[str]:
             yield from _leaves(f"{key}.{inner}", part)
 
 
-def _decides(field: str, factor: str) -> bool:
+def decides(field: str, factor: str) -> bool:
     """Whether a level of `factor` would undo an override of `field`."""
     if any(known.field == factor for known in load_factors().values()):
         return field == factor

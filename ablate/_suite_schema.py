@@ -25,8 +25,12 @@ KEYS: dict[str, str] = {
     "tell the main effects apart.",
     "baseline": "The level of each factor that others are compared with; the first one where nothing is said.",
     "exclude": "Cells to leave out: each entry gives levels of some factors; cells that have them all are left out.",
-    "match": "What is held equal between the arms; none where the budget itself is what varies.",
-    "tune": "Not available in this version.",
+    "match": "What every arm has as much of as the baseline: tokens, parameters (by hidden width or depth), flops of training (by "
+    "tokens), wall_clock (by tokens and what `ablate speed` measured); none where the budget itself varies. An arm that is off by more "
+    "than 2 % is refused; {parameters: {tolerance: 0.05}} takes one that is off by 5 %.",
+    "tune": "One field whose best value every cell finds first, on tuning seeds of its own, such as {optimizer.lr: [x0.5, x1, x2]}: "
+    "numbers, or multiples of what the cell has of its own. Where the best value is at an end, the grid goes on, by `extend` values at "
+    "most (2); a cell whose best value is still at an end is untuned. {values: [...], seeds: 1, extend: 2} says more.",
     "controls": "What is run to test the suite itself: the baseline again on seeds of its own, and what is known to be bad.",
     "seeds": "How many (5 means 0 to 4), or a list of them.",
     "margin": "The difference in val_loss, in nats per token, that counts as equal.",
@@ -39,7 +43,17 @@ TIMES = {
     "pattern": f"^{MULTIPLE}$",
     "description": "A multiple of what the scale or base says: x2, x0.5.",
 }
+AXES = ("tokens", "parameters", "flops", "wall_clock")
+SHARE = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
 NUMBER = {"type": "number", "exclusiveMinimum": 0}
+GRID = {"type": "array", "minItems": 3, "maxItems": 100, "uniqueItems": True, "items": {"anyOf": [NUMBER, TIMES]}}
+SEARCH = {
+    "type": "object", "additionalProperties": False, "required": ["values"],
+    "properties": {
+        "values": GRID, "seeds": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 1},
+        "extend": {"type": "integer", "minimum": 0, "maximum": 100, "default": 2},
+    },
+}  # fmt: skip
 _RESOLUTION = "3: main effects are confounded with interactions of two factors; 4: of three, and those of two with each other; 5: of four."
 _GENERATORS = "The factors that are not crossed, each with those whose product it follows."
 _ALIAS = "The largest share of an interaction of two factors that may get into a main effect."
@@ -84,7 +98,15 @@ def json_schema() -> dict[str, Any]:
         "design": _design(list(known)),
         "baseline": _object(names),
         "exclude": {"type": "array", "items": _object(rule) | {"minProperties": 1}},
-        "match": {"enum": ["tokens", "none"], "default": "tokens"},
+        "match": {
+            "anyOf": [
+                {"enum": [*AXES, "none"]},
+                _object({axis: _object({"tolerance": SHARE}) for axis in AXES})
+                | {"minProperties": 1, "maxProperties": 1},
+            ],
+            "default": "tokens",
+        },
+        "tune": _object({name: {"anyOf": [GRID, SEARCH]} for name in known}) | {"minProperties": 1, "maxProperties": 1},
         "controls": _object({"aa": _AA, "bad": _object(known) | {"minProperties": 1, "description": _BAD}})
         | {"minProperties": 1},
         "seeds": {

@@ -21,6 +21,9 @@ from ablate.errors import UserError, near_miss
 
 if TYPE_CHECKING:
     from ablate.design import Design
+    from ablate.plan import Plan, Row
+    from registry import Store
+    from registry.record import DesignRecord, TrialRecord
 
 FAILED, WRONG, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
 TRAIN_EXTRA = ("torch", "ray", "datasets", "tokenizers")
@@ -49,6 +52,7 @@ OnlyScale = Annotated[str | None, typer.Option("--scale", metavar="SCALE", help=
 Settings = Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a field; repeatable.")]
 Seeds = Annotated[int | None, typer.Option("--seeds", metavar="N", help="So many seeds, instead of the suite's.")]
 Only = Annotated[str | None, typer.Option("--only", metavar="CELL", help="Only cells with these levels: FACTOR=LEVEL,...")]
+Match = Annotated[str | None, typer.Option("--match", metavar="AXIS", help="What arms are matched in, instead of the suite's axis.")]
 Output = Annotated[Format, typer.Option("--format", help="How to print it.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Read the local mirror; ask no tracking server.")]
 # fmt: on
@@ -120,11 +124,18 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-def _design(suite: str, scale: str | None, settings: list[str] | None, seeds: int | None, only: str | None) -> Design:
+def _design(
+    suite: str, scale: str | None, settings: list[str] | None, seeds: int | None, only: str | None, match: str | None = None,
+    workers: int | None = None,
+) -> Design:  # fmt: skip
     from ablate.design import expand, parse_set
+    from ablate.known import Speeds
     from ablate.suite import load_suite
+    from registry.home import home
 
-    return expand(load_suite(suite), scale=scale, overrides=parse_set(settings or ()), seeds=seeds, only=only)
+    found, speeds = load_suite(suite), Speeds(home(), workers=workers)
+    found = found if match is None else found.matched(match)
+    return expand(found, scale=scale, overrides=parse_set(settings or ()), seeds=seeds, only=only, speeds=speeds)
 
 
 def _prepare(design: Design) -> None:
@@ -228,6 +239,7 @@ def plan(
     settings: Settings = None,
     seeds: Seeds = None,
     only: Only = None,
+    match: Match = None,
     effect: Annotated[
         float | None,
         typer.Option(
@@ -242,9 +254,9 @@ def plan(
     from ablate.plan import make_plan
     from registry.home import home
 
-    design = _design(suite, scale, settings, seeds, only)
+    design = _design(suite, scale, settings, seeds, only, match)
     made = make_plan(design, home=home())
-    whole = _design(suite, scale, settings, seeds, None) if only else design
+    whole = _design(suite, scale, settings, seeds, None, match) if only else design
     found = outlook(whole, made, home(), effect=effect)
     if as_json:
         print(json.dumps(render.plan_data(made) | {"design": render_outlook.data(found, made)}, indent=2))
@@ -261,6 +273,7 @@ def run(
     settings: Settings = None,
     seeds: Seeds = None,
     only: Only = None,
+    match: Match = None,
     address: Annotated[
         str | None,
         typer.Option("--address", metavar="RAY", envvar="RAY_ADDRESS", help="A Ray cluster, instead of this machine."),
@@ -291,53 +304,72 @@ def run(
     from registry.home import home
 
     started = time.time()
-    design = _design(suite, scale, settings, seeds, only)
+    design = _design(suite, scale, settings, seeds, only, match, workers)
     environment.share(workers, pack=pack)  # what is asked for cannot be had, perhaps
     _prepare(design)
-    made = make_plan(design, home=home(), retry_failed=retry_failed, workers=workers, pack=pack)
     # a board shows the whole design, also where only some of its cells are run now
-    whole = make_plan(_design(suite, scale, settings, seeds, None), home=home()) if only else made
+    whole = _design(suite, scale, settings, seeds, None, match, workers) if only else design
+    tried: set[str] = set()
+
+    def plan_now(design: Design) -> Plan:
+        return make_plan(design, home=home(), retry_failed=retry_failed, workers=workers, pack=pack, tried=tried)
+
+    made = plan_now(design)
     print(render.summary(made), file=sys.stderr)
+    ran: list[tuple[Row, TrialRecord]] = []
+    missing = False
+    while True:
+        declared = (plan_now(whole) if only else made).design_record()
 
-    def open_store() -> Store:
-        store = Store.open(home())
-        store.ingest(Spool(home()))
-        store.declare(whole.design_record())
-        return store
+        def open_store(declared: DesignRecord = declared) -> Store:
+            store = Store.open(home())
+            store.ingest(Spool(home()))
+            store.declare(declared)
+            return store
 
-    see = f"ablate leaderboard {design.suite.name} --scale {design.scale}"
-    if not made.pending:
-        open_store()
-        print(f"see the results with: {see}", file=sys.stderr)
-        return FAILED if any(row.status != "finished" for row in made.rows) else 0
+        if not made.pending:
+            open_store()
+            break
 
-    from ablate import scheduler, timeline
-    from ablate.display import Display
+        from ablate import scheduler
+        from ablate.display import Display
 
-    with Display(render.console(stderr=True), design.suite.name) as display:
-        outcome = scheduler.run(
-            made.jobs(), home=home(), open_store=open_store, address=address, workers_per_device=workers, timeout=timeout, on_event=display,
-            pack=pack, started=started,
-        )  # fmt: skip
-    if outcome.waiting_in_spool:
-        print(f"{outcome.waiting_in_spool} records wait in the spool for the tracking store", file=sys.stderr)
-    if outcome.interrupted:
-        print(
-            "interrupted; what is finished is kept, and the same command goes on from there",
-            file=sys.stderr,
-            flush=True,
-        )
-        os._exit(128 + outcome.interrupted)  # Ray's threads may hold up an orderly end for a minute
-    failed = [record.trial_id for record in outcome.records if record.status != "finished"]
-    for trial_id in failed:
-        print(f"what a failed trial wrote: ablate logs {trial_id}", file=sys.stderr)
-    print(f"see the results with: {see}", file=sys.stderr)
-    labels = {row.trial_id: row.trial.label for row in made.rows}
-    records = ((f"{labels[r.trial_id]} seed {r.seed}", r.context, r.environment) for r in outcome.records)
+        with Display(render.console(stderr=True), design.suite.name) as display:
+            outcome = scheduler.run(
+                made.jobs(), home=home(), open_store=open_store, address=address, workers_per_device=workers, timeout=timeout,
+                on_event=display, pack=pack, started=started,
+            )  # fmt: skip
+        if outcome.waiting_in_spool:
+            print(f"{outcome.waiting_in_spool} records wait in the spool for the tracking store", file=sys.stderr)
+        if outcome.interrupted:
+            print(
+                "interrupted; what is finished is kept, and the same command goes on from there",
+                file=sys.stderr,
+                flush=True,
+            )
+            os._exit(128 + outcome.interrupted)  # Ray's threads may hold up an orderly end for a minute
+        rows = {row.trial_id: row for row in made.pending}
+        ran += [(rows[record.trial_id], record) for record in outcome.records]
+        tried |= rows.keys()
+        missing = bool(outcome.missing)
+        if made.last or missing:
+            break
+        made = plan_now(design)
+        print(render.summary(made), file=sys.stderr)
+    failed = [record for row, record in ran if row.failed(record.status)]
+    for record in failed:
+        print(f"what a failed trial wrote: ablate logs {record.trial_id}", file=sys.stderr)
+    print(f"see the results with: ablate leaderboard {design.suite.name} --scale {design.scale}", file=sys.stderr)
+    if not ran:
+        return FAILED if missing or any(row.failed(row.status) for row in made.rows) else 0
+
+    from ablate import timeline
+
+    records = ((f"{row.trial.name} seed {record.seed}", record.context, record.environment) for row, record in ran)
     if found := timeline.Timeline.of(records):
         path = timeline.save(found, f"{design.suite.name} {design.scale}", home() / "timelines")
         print(f"{found.summary()}: {path}", file=sys.stderr)
-    return FAILED if failed or outcome.missing else 0
+    return FAILED if failed or missing else 0
 
 
 @app.command()
@@ -481,6 +513,7 @@ def speed(
     scale: Scale = None,
     settings: Settings = None,
     only: Only = None,
+    match: Match = None,
     rounds: Annotated[
         int, typer.Option("--rounds", metavar="N", min=2, help="Rounds of each cell with the baseline.")
     ] = 8,
@@ -507,20 +540,25 @@ def speed(
     The device is kept to itself; quality is not measured. Ctrl-C keeps what is finished.
     """
     from ablate import render
+    from ablate.match import SpeedUnknown
     from ablate.plan import make_plan
     from ablate.speed import Options, Pass
     from registry import Spool, Store
     from registry.home import home
 
-    design = _design(suite, scale, settings, None, None)
-    chosen = {cell.label for cell in _design(suite, scale, settings, 1, only).cells}
+    try:
+        design = _design(suite, scale, settings, None, None, match)
+    except SpeedUnknown:
+        match = "none"  # what arms are matched by is what this measures
+        design = _design(suite, scale, settings, None, None, match)
+    chosen = {cell.label for cell in _design(suite, scale, settings, 1, only, match).cells}
     _prepare(design)
     made = make_plan(design, home=home())
     options = Options(rounds=rounds, steps=steps, inference=inference, batch=batch, context=context)
     measured = Pass(made, home(), options, chosen, lambda text: print(text, file=sys.stderr))
     store, spool = Store.open(home()), Spool(home())
     known = {trial["trial_id"] for declared in store.designs() for trial in declared.trials}
-    if not known.issuperset(row.trial_id for row in made.rows):
+    if not known.issuperset(row.trial_id for row in made.reported):
         store.declare(made.design_record())
     records = []
     try:
@@ -534,7 +572,7 @@ def speed(
         raise
     finally:
         store.ingest(spool)
-    render.speed(records, {row.trial_id: row.trial.label for row in made.rows}, form)
+    render.speed(records, {row.trial_id: row.trial.label for row in made.reported}, form)
     return FAILED if any(record.status != "finished" for record in records) else 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ablate._cells import NOTHING, known_bad, recipes
@@ -14,6 +14,7 @@ from ablate._yaml import SuiteError, read
 from ablate.aliases import Alias, aliases
 from ablate.errors import UserError, near_miss
 from ablate.fractional import Fractional
+from ablate.match import Arms, Speeds
 from ablate.presets import SCALES
 from ablate.recipe import Recipe
 from ablate.suite import MAX_SEEDS, Suite
@@ -39,6 +40,8 @@ class Trial:
     """One training run: a cell and a seed, with the recipe that they come to.
 
     Of a `control`, "aa" is the baseline with a seed that no other cell has, and "bad" is known to be bad and has no levels.
+
+    A trial of the `stage` "tune" only serves to choose a value for its cell, and says in `tuned` which one it tries.
     """
 
     levels: Mapping[str, str]
@@ -46,16 +49,27 @@ class Trial:
     seed: int
     recipe: Recipe
     control: Control = ""
+    stage: Literal["", "tune"] = ""
+    tuned: str = ""
+
+    @property
+    def name(self) -> str:
+        """Its cell, and what it tries."""
+        return f"{self.label}, {self.tuned}" if self.tuned else self.label
 
 
 @dataclass(frozen=True, slots=True)
 class Design:
-    """What a suite comes to at one scale. Trials go seed by seed, each with all cells and controls: cut short, they are balanced."""
+    """What a suite comes to at one scale. Trials go seed by seed, each with all cells and controls: cut short, they are balanced.
+
+    Where a suite tunes, `trials` are those that are reported, with the value that each arm has of its own (see `ablate.tune`).
+    """
 
     suite: Suite
     scale: str
     cells: tuple[Cell, ...]
     trials: tuple[Trial, ...]
+    arms: Arms = field(repr=False, compare=False)
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -82,25 +96,27 @@ def expand(
     overrides: Mapping[str, Any] = NOTHING,
     seeds: Sequence[int] | int | None = None,
     only: Mapping[str, str | Sequence[str]] | str | None = None,
+    speeds: Speeds | None = None,
 ) -> Design:
-    """The cells and trials of a suite.
+    """The cells and trials of a suite, matched as it says (`ablate.match`).
 
     `overrides` come between the suite's base and its levels. A number of `seeds` takes the suite's first ones, and goes
     on with the smallest unused. `only` keeps the cells with the given levels: `"attention=gqa,optimizer=lion"`, or
-    labels by factor; the controls are there where the baseline is.
+    labels by factor; the controls are there where the baseline is. `speeds` are what `match: wall_clock` goes by.
 
     Raises:
-        UserError: a cell that no recipe can be made of, an override of what is a factor, or nothing left.
+        UserError: a cell that no recipe can be made of or that cannot be matched, an override of what is a factor, or nothing left.
     """
     if scale is not None and scale not in SCALES:
         raise UserError(f"unknown scale {scale!r}{near_miss(scale, SCALES)}")
     resolved = recipes(suite, scale, overrides)
     wanted = _only(suite, only)
-    name = _namer(suite)
+    name, arms = _namer(suite), Arms(suite, scale, overrides, speeds)
     kept = []
-    for levels, recipe in resolved:
+    for levels, _ in resolved:
         if all(levels[factor] in labels for factor, labels in wanted.items()):
-            kept.append((Cell(levels, name(levels)), recipe))
+            cell = Cell(levels, name(levels))
+            kept.append((cell, arms.recipe(levels, cell.label)))
     if not kept:
         raise UserError(f"--only {only}: no cell of {suite.name} has these levels together")
     numbers = _seeds(suite, seeds)
@@ -113,7 +129,7 @@ def expand(
         if seed is not None:
             trials += [Trial(cell.levels, cell.label, seed, _seeded(recipe, seed)) for cell, recipe in kept]
         trials += rest or []
-    return Design(suite, scale or suite.scale, tuple(cell for cell, _ in kept), tuple(trials))
+    return Design(suite, scale or suite.scale, tuple(cell for cell, _ in kept), tuple(trials), arms)
 
 
 def _seeded(recipe: Recipe, seed: int) -> Recipe:

@@ -81,8 +81,8 @@ def _noise(design: Design, made: Plan, home: Path) -> Noise | None:
     mirror = sync(Store.open(home, create=False))
     if not mirror.trials.num_rows:
         return None
-    own = [row for row in made.rows if row.trial.levels == design.suite.baseline and not row.trial.control]
-    row = (own or made.rows)[0]
+    own = [row for row in made.cells if row.trial.levels == design.suite.baseline]
+    row = (own or made.reported)[0]
     for place in (made.environment_id, None):
         found = noise_floor(
             mirror, METRIC, scale=design.scale, environment_id=place, evaluation_fingerprint=row.evaluation_fingerprint,

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import json
-import statistics
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from math import prod
 from pathlib import Path
@@ -14,16 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from ablate import environment
 from ablate.design import Design, Trial
-from ablate.errors import UserError
+from ablate.known import Forecast, Results, selected
+from ablate.match import size
 from ablate.recipe import Recipe, digest
-from registry.record import RETRYABLE, DesignRecord, attempt_key, new_record_id
+from ablate.tune import Arm, Stages, stages, value_of
+from registry.record import RETRYABLE, DesignRecord, attempt_key, cell_label, new_record_id
 
 if TYPE_CHECKING:
     from ablate.worker import Job
-    from registry import Store
 
-MATCH_TOLERANCE = 0.02
-"""The share by which arms that are said to be matched may differ."""
 START_UP_SECONDS = 15.0
 """Ray and the imports of its workers."""
 
@@ -52,14 +49,25 @@ class Row:
     timed: bool
     memory_gib: float
 
+    def failed(self, status: str | None) -> bool:
+        """Whether that is an outcome to look into; a value that is tried may diverge, and so may what is known to be bad."""
+        may_diverge = self.trial.stage == "tune" or self.trial.control == "bad"
+        return status not in (("finished", "diverged") if may_diverge else ("finished",))
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A design against what is known. `pending` are the rows that a run would train, in order, by so many `workers`; `at_once` of them
-    train at the same time."""
+    """A design against what is known. `pending` are the rows that a run would train next, in order, by so many `workers`; `at_once` of
+    them train at the same time.
+
+    Where a suite tunes, `arms` say how far each is, and `later` holds rows of reported trials whose value is yet to be chosen, with
+    what their cell has of its own; `rows` are all others.
+    """
 
     design: Design
     rows: tuple[Row, ...]
+    later: tuple[Row, ...]
+    arms: tuple[Arm, ...]
     pending: tuple[Row, ...]
     environment: dict[str, Any]
     environment_id: str
@@ -68,10 +76,44 @@ class Plan:
     finished_before: dict[str, int]
     warnings: tuple[str, ...]
 
+    @functools.cached_property
+    def drift(self) -> dict[str, dict[str, float]]:
+        """By cell, how far it is from the baseline on every axis (`ablate.match.drift`)."""
+        return {row.trial.label: self.design.arms.drift(row.trial.recipe) for row in self.cells}
+
+    @property
+    def cells(self) -> tuple[Row, ...]:
+        """A row of each cell, without controls."""
+        return tuple({row.trial.label: row for row in self.reported if not row.trial.control}.values())
+
+    @property
+    def reported(self) -> tuple[Row, ...]:
+        """The rows of trials that do not only serve to tune."""
+        return (*(row for row in self.rows if not row.trial.stage), *self.later)
+
+    @property
+    def waiting(self) -> tuple[Row, ...]:
+        """The rows of all trials that are to be trained, now or later, if no grid is extended."""
+        return tuple(row for row in (*self.rows, *self.later) if row.seconds)
+
+    @property
+    def last(self) -> bool:
+        """Whether nothing follows the pending trials."""
+        return not self.later and not any(row.trial.stage for row in self.pending)
+
     @property
     def seconds(self) -> float:
         """Forecast of the wall time of the pending trials."""
-        return START_UP_SECONDS + sum(row.seconds for row in self.pending) / self.at_once if self.pending else 0.0
+        return self._wall(self.pending)
+
+    @property
+    def seconds_later(self) -> float:
+        """Forecast of the wall time of what follows them, if no grid is extended."""
+        now = {row.trial_id for row in self.pending}
+        return self._wall([row for row in self.waiting if row.trial_id not in now])
+
+    def _wall(self, rows: Sequence[Row]) -> float:
+        return START_UP_SECONDS + sum(row.seconds for row in rows) / self.at_once if rows else 0.0
 
     def jobs(self) -> list[Job]:
         """What the scheduler is to do."""
@@ -81,7 +123,7 @@ class Plan:
         revision, dirty = environment.git_revision()
         return [
             Job(
-                trial_id=row.trial_id, cell_id=row.cell_id, label=row.trial.label, suite=self.design.suite.name,
+                trial_id=row.trial_id, cell_id=row.cell_id, label=row.trial.name, suite=self.design.suite.name,
                 scale=self.design.scale, seed=row.trial.seed, recipe=row.trial.recipe.to_dict(), levels=dict(row.trial.levels),
                 corpus_fingerprint=row.corpus_fingerprint, evaluation_fingerprint=row.evaluation_fingerprint,
                 text_fingerprint=row.text_fingerprint, code_fingerprint=row.code_fingerprint, shape=row.trial.recipe.shape(),
@@ -97,9 +139,10 @@ class Plan:
         trials = [
             {"trial_id": r.trial_id, "cell_id": r.cell_id, "levels": dict(r.trial.levels), "seed": r.trial.seed}
             | ({"control": r.trial.control, "label": r.trial.label} if r.trial.control else {})
+            | ({"stage": r.trial.stage} if r.trial.stage else {})
             for r in self.rows
-        ]
-        return DesignRecord(
+        ]  # fmt: skip
+        record = DesignRecord(
             design_id=new_record_id(), created_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
             suite=suite.name, scale=self.design.scale, description=suite.description, kind=suite.design,
             factors={factor: [level.label for level in levels] for factor, levels in suite.factors.items()},
@@ -111,6 +154,25 @@ class Plan:
                 for alias in self.design.aliases()
             ],
         )  # fmt: skip
+        drift = {cell_label(record, dict(row.trial.levels)): self.drift[row.trial.label] for row in self.cells}
+        return replace(record, drift=drift, tuning=self._tuning(record))
+
+    def _tuning(self, record: DesignRecord) -> dict[str, dict[str, Any]]:
+        """The search of every cell, with its values as numbers and the ids of their trials."""
+        tune = self.design.suite.tune
+        if tune is None:
+            return {}
+        ids = {(row.trial.label, row.trial.tuned, row.trial.seed): row.trial_id for row in self.rows if row.trial.stage}
+        found = {}
+        for arm in self.arms:
+            trials, chosen = [arm.trials[value] for value in arm.search.values], arm.search.chosen
+            numbers = [value_of(same[0].recipe, tune.field) for same in trials]
+            found[cell_label(record, dict(arm.cell.levels))] = {
+                "field": tune.field, "values": numbers, "seeds": [trial.seed for trial in trials[0]],
+                "trials": [[ids[trial.label, trial.tuned, trial.seed] for trial in same] for same in trials],
+                "chosen": None if chosen is None else numbers[arm.search.values.index(chosen)], "bracketed": arm.search.bracketed,
+            }  # fmt: skip
+        return found
 
 
 def make_plan(
@@ -121,60 +183,69 @@ def make_plan(
     workers: int | None = None,
     pack: int | None = None,
     tracking_uri: str | None = None,
+    tried: Collection[str] = (),
 ) -> Plan:
     """Hold `design` against the registry in `home`.
 
-    Every recipe's corpus must be there: it is hashed, not prepared.
+    Every recipe's corpus must be there: it is hashed, not prepared. With `retry_failed`, what failed is pending again, but for the
+    trials that were `tried` since.
 
     Raises:
         UserError: a corpus that is missing, unreadable or too small.
         StoreUnavailable: a tracking server that does not answer.
     """
     from registry import Spool, Store
-    from registry.locks import TrialLock
 
     found = environment.expected(workers=workers)
     place = environment.environment_id(found)
     identities = _Identities(home / "cache")
-    ids = [identities(trial.recipe) for trial in design.trials]
-    # counters first, then what is done: a trial that is finished in between shows in its counter when it is about to be trained
-    finished_before = {i.trial_id: TrialLock(home, attempt_key(i.trial_id, place)).finished() for i in ids}
     store = Store.open(home, tracking_uri, create=False)
-    statuses = store.statuses(place)
-    for record in Spool(home).records():
-        if record.environment_id == place and record.purpose == "primary":
-            statuses[record.trial_id] = record.status
-    redo = {None, *(RETRYABLE if retry_failed else ())}
-    pending = {i.trial_id for i in ids if statuses.get(i.trial_id) in redo}
-    speed = _Speed(store, place, found) if pending else None
-    forecasts = {
-        i.trial_id: speed(i, t.recipe)
-        for t, i in zip(design.trials, ids, strict=True)
-        if speed and i.trial_id in pending
-    }
-    rows = []
-    for trial, i in zip(design.trials, ids, strict=True):
-        rows.append(
-            Row(
-                trial=trial, trial_id=i.trial_id, cell_id=i.cell_id, status=statuses.get(i.trial_id), tokens=trial.recipe.tokens,
-                corpus_fingerprint=i.corpus, evaluation_fingerprint=i.evaluation, text_fingerprint=i.text,
-                code_fingerprint=i.code,
-                parameters=i.parameters, flops_per_token=i.flops, memory_gib=i.memory / 2**30,
-                epochs=trial.recipe.tokens / trial.recipe.fresh_tokens(i.corpus_tokens),
-                seconds=forecasts[i.trial_id][0] if i.trial_id in pending else 0.0,
-                timed=i.trial_id in pending and forecasts[i.trial_id][1],
-            )
+    again = RETRYABLE if retry_failed else ()
+    unfolded, results, finished_before = _unfold(
+        design, identities, home, place, lambda: Results(store, Spool(home), place, again=again, tried=tried)
+    )
+    pending = {identities(trial.recipe).trial_id for trial in unfolded.pending}
+    forecast = Forecast(store, place, found) if pending else None
+
+    def row(trial: Trial) -> Row:
+        i = identities(trial.recipe)
+        seconds, timed = forecast(trial.recipe, i.flops) if forecast and results(i.trial_id) is None else (0.0, False)
+        return Row(
+            trial=trial, trial_id=i.trial_id, cell_id=i.cell_id, status=results.statuses.get(i.trial_id), tokens=trial.recipe.tokens,
+            corpus_fingerprint=i.corpus, evaluation_fingerprint=i.evaluation, text_fingerprint=i.text, code_fingerprint=i.code,
+            parameters=i.parameters, flops_per_token=i.flops, memory_gib=i.memory / 2**30,
+            epochs=trial.recipe.tokens / trial.recipe.fresh_tokens(i.corpus_tokens), seconds=seconds, timed=timed,
         )  # fmt: skip
-    waiting = tuple(row for row in rows if row.trial_id in pending)
+
+    rows, later = ([row(trial) for trial in trials] for trials in (unfolded.trials, unfolded.later))
+    waiting = tuple({row.trial_id: row for row in rows if row.trial_id in pending}.values())
     share = environment.share(workers, pack=pack, memory_gib=max((row.memory_gib for row in waiting), default=0.0))
     at_once = share.workers(len(waiting))
     if share.device == "cuda" and pack is None:
         at_once = min(at_once, share.devices)  # one trains on each, whatever the others do
     return Plan(
-        design=design, rows=tuple(rows), pending=waiting, environment=found, environment_id=place,
+        design=design, rows=tuple(rows), later=tuple(later), arms=unfolded.arms, pending=waiting, environment=found, environment_id=place,
         workers=share.workers(len(waiting)), at_once=at_once, finished_before=finished_before,
-        warnings=tuple(_warnings(rows, ids, design.suite.match)),
+        warnings=tuple(_warnings([one for one in (*rows, *later) if not one.trial.stage], identities)),
     )  # fmt: skip
+
+
+def _unfold(
+    design: Design, identities: _Identities, home: Path, place: str, look: Callable[[], Results]
+) -> tuple[Stages, Results, dict[str, int]]:  # fmt: skip
+    """The stages of a design, what they follow from, and what the locks of its trials had counted before that was looked up."""
+    from registry.locks import TrialLock
+
+    trials = design.trials
+    while True:
+        # counters first, then what is done: a trial that is finished in between shows in its counter when it is about to be trained
+        ids = {identities(trial.recipe).trial_id for trial in trials}
+        before = {trial_id: TrialLock(home, attempt_key(trial_id, place)).finished() for trial_id in ids}
+        results = look()
+        found = stages(design, lambda trial, known=results: known(identities(trial.recipe).trial_id))
+        trials = (*found.trials, *found.later)
+        if before.keys() >= {identities(trial.recipe).trial_id for trial in trials}:
+            return found, results, before
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +265,7 @@ class _Identity:
 
 
 class _Identities:
-    """Identity and size of recipes; corpora are hashed, code is parsed and models are shaped once each."""
+    """Identity and size of recipes; corpora are hashed and code is parsed once each."""
 
     def __init__(self, cache: Path) -> None:
         self.cache = cache
@@ -203,25 +274,15 @@ class _Identities:
     def __call__(self, recipe: Recipe) -> _Identity:
         from ablate import data, measure
         from ablate.fingerprint import code_fingerprint
-        from ablate.model import build, parameter_count
 
         peek = self._once(("corpus", digest(recipe.to_dict()["data"])), lambda: data.peek(recipe.data, self.cache))
-        selected = sorted(
-            {(c.variant.build.__module__, c.variant.build.__qualname__) for c in recipe.choices().values()}
-        )
-        code = self._once(("code", tuple(selected)), lambda: code_fingerprint(selected))
-
-        def sizes() -> tuple[int, int]:
-            model = build(recipe, "meta")
-            return parameter_count(model), measure.flops_per_token(model, recipe)
-
-        parameters, flops = self._once(
-            ("model", digest([recipe.model.model_dump(mode="json"), recipe.data.seq_len])), sizes
-        )
+        chosen = selected(recipe)
+        code = self._once(("code", chosen), lambda: code_fingerprint(chosen))
+        counts = size(recipe)
         return _Identity(
             recipe.trial_id(peek.fingerprint, code), recipe.cell_id(peek.fingerprint, code), peek.fingerprint,
-            peek.evaluation_fingerprint, peek.text_fingerprint, code, peek.train_tokens, peek.exact, peek.note, parameters, flops,
-            measure.estimated_memory(recipe, parameters),
+            peek.evaluation_fingerprint, peek.text_fingerprint, code, peek.train_tokens, peek.exact, peek.note, counts.parameters,
+            counts.flops_per_token, measure.estimated_memory(recipe, counts.parameters),
         )  # fmt: skip
 
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
@@ -230,70 +291,9 @@ class _Identities:
         return self._memo[key]
 
 
-class _Speed:
-    """Seconds that a trial may take, and whether they are from measured step times of its shape in this environment (the newest counts);
-    else they are from the rate of other shapes here, else from a guess."""
-
-    def __init__(self, store: Store, environment_id: str, found: dict[str, Any]) -> None:
-        from registry.mirror import sync
-
-        known = sync(store).trials
-        columns = ("environment_id", "finished_at", "metrics.tokens_per_second", "metrics.flops_per_token", "recipe")
-        rows = [
-            row[1:] for row in zip(*(known[name].to_pylist() for name in columns), strict=True)
-            if row[0] == environment_id and row[2] and row[3]
-        ]  # fmt: skip
-        newest = sorted(rows, key=lambda row: row[0])[-1000:]
-        self.rates = [speed * flops for _, speed, flops, _ in newest]
-        self.by_shape = {shape: speed for _, speed, _, text in newest if (shape := _shape(text))}
-        self.found = found
-
-    def __call__(self, identity: _Identity, recipe: Recipe) -> tuple[float, bool]:
-        # evaluation is a third of the work of training on the same tokens
-        evaluated = recipe.evaluation.sequences * recipe.data.seq_len * recipe.evaluation.points
-        tokens = recipe.tokens + evaluated / 3
-        if measured := self.by_shape.get(recipe.shape()):
-            return 1.0 + tokens / measured, True
-        return 1.0 + tokens * identity.flops / self._rate(recipe), False
-
-    def _rate(self, recipe: Recipe) -> float:
-        from ablate import measure
-
-        peak = measure.peak_flops(self.found["device"], recipe)
-        return (
-            statistics.median(self.rates) if self.rates else 0.3 * peak if peak else _matmul_rate(self.found["threads"])
-        )
-
-
-@functools.lru_cache(maxsize=2000)
-def _shape(recipe: str) -> str | None:
-    """The shape of a recorded recipe; None for one of a version with other fields."""
-    try:
-        return Recipe.from_dict(json.loads(recipe)).shape()
-    except UserError:
-        return None
-
-
-@functools.cache
-def _matmul_rate(threads: int) -> float:
-    """A quarter of what this CPU multiplies small matrices at, in FLOP/s: about what small models reach."""
-    import time
-
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    a = torch.randn(512, 512)
-    torch.mm(a, a)
-    begin = time.perf_counter()
-    for _ in range(5):
-        torch.mm(a, a)
-    torch.set_num_threads(before)
-    return 0.25 * 5 * 2 * 512**3 / (time.perf_counter() - begin)
-
-
-def _warnings(rows: list[Row], ids: list[_Identity], match: str) -> list[str]:
+def _warnings(rows: list[Row], identities: _Identities) -> list[str]:
     """What a user should know before spending anything."""
+    ids = [identities(row.trial.recipe) for row in rows]
     found = sorted({i.note for i in ids if i.note})
     most = max(rows, key=lambda row: row.epochs)
     if most.epochs > 1:
@@ -312,11 +312,6 @@ def _warnings(rows: list[Row], ids: list[_Identity], match: str) -> list[str]:
                 "a run will refuse it; take a larger corpus or a shorter run"
             )
             break
-    fewest, most = min(rows, key=lambda row: row.tokens), max(rows, key=lambda row: row.tokens)
-    if match == "tokens" and most.tokens > (1 + MATCH_TOLERANCE) * fewest.tokens:
-        found.append(
-            f"cells are not matched in tokens: {fewest.trial.label} trains on {fewest.tokens:,} and {most.trial.label} on {most.tokens:,}"
-        )
     if len({row.trial.seed for row in rows}) == 1:
         found.append("one seed shows no noise, so no difference can be told from chance; ask for more with --seeds")
     return found

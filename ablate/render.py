@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 WIDE = 10_000
 """Columns where the output is no terminal: nothing is folded."""
+SHOWN = 5e-4
+"""The least share that a plan says a cell is off by."""
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -77,35 +79,84 @@ def duration(seconds: float | None) -> str:
 def plan(made: Plan) -> None:
     """Print the cells of a plan, what they cost, and what to know before running it."""
     cells: dict[str, list[Any]] = {}
-    for row in made.rows:
+    for row in made.reported:
         cells.setdefault(row.trial.label, []).append(row)
-    pending = {row.trial_id for row in made.pending}
-    known = any(row.status for row in made.rows)
+    tuning = [row for row in made.rows if row.trial.stage]
+    known = any(row.status for row in made.reported)
     lines = []
     for label, rows in cells.items():
-        first, waiting = rows[0], [row for row in rows if row.trial_id in pending]
+        first, seconds = rows[0], sum(row.seconds for row in [*rows, *tuning] if row.trial.label == label)
         lines.append([
             label, str(len(rows)), *([_counts(row.status for row in rows if row.status) or "-"] if known else []),
             count(first.parameters), count(first.flops_per_token), count(first.tokens), f"{first.epochs:.2f}",
-            duration(sum(row.seconds for row in waiting)) if waiting else "-", f"{first.memory_gib:.2g}",
+            duration(seconds) if seconds else "-", f"{first.memory_gib:.2g}",
         ])  # fmt: skip
     numbers = ["params", "FLOP/token", "tokens", "epochs", "time", "GiB"]
     table(["cell", "seeds", *(["recorded"] if known else []), *numbers], lines, right=["seeds", *numbers])
+    _drift(made)
+    _tuning(made)
     print(f"\n{summary(made)}")
     for warning in made.warnings:
         print(f"warning: {warning}")
 
 
+def _drift(made: Plan) -> None:
+    """Print how far cells are from the baseline on every axis, and what was adjusted to match them, where there is something to say."""
+    adjusted = {
+        row.trial.label: ", ".join(
+            f"{field.rpartition('.')[2]}={value}"
+            for field, value in made.design.arms.adjusted(row.trial.levels, row.trial.recipe).items()
+        )
+        for row in made.cells
+    }  # fmt: skip
+    axes = list(dict.fromkeys(axis for shares in made.drift.values() for axis in shares))
+    lines = [
+        [label, *(f"{100 * shares[axis]:+.1f} %" if axis in shares else "?" for axis in axes), adjusted[label]]
+        for label, shares in made.drift.items()
+        if adjusted[label] or any(abs(share) >= SHOWN for share in shares.values())
+    ]
+    if lines:
+        print(f"\nmatched in {made.design.suite.match}; off the baseline:")
+        table(["cell", *axes, "adjusted"], lines, right=axes)
+
+
+def _tuning(made: Plan) -> None:
+    """Print how far the search of each cell is."""
+    from ablate.tune import value_of
+
+    tune = made.design.suite.tune
+    if tune is None:
+        return
+    lines = []
+    for arm in made.arms:
+        found = arm.search
+        tried = [
+            f"{value}: {'?' if loss is None else f'{loss:.4g}'}"
+            for value, loss in zip(found.values, found.losses, strict=True)
+        ]
+        chosen = "" if found.chosen is None else f"{value_of(arm.trials[found.chosen][0].recipe, tune.field):.4g}"
+        chosen = f"{found.chosen} = {chosen}" if isinstance(found.chosen, str) else chosen
+        lines.append([arm.cell.label, ", ".join(tried), chosen, found.standing])
+    seeds = f"{tune.seeds} seed{'s' if tune.seeds > 1 else ''} of its own"
+    print(f"\n{tune.field} is tuned for each cell on {seeds}, with {tune.budget} values at most:")
+    table(["cell", "val_loss by value", "chosen", ""], lines)
+
+
 def summary(made: Plan) -> str:
     """One line: how many trials there are, how they stand, and what the rest takes."""
-    suite, total, waiting = made.design.suite.name, len(made.rows), len(made.pending)
+    suite, waiting = made.design.suite, len(made.pending)
+    tuning = sum(row.trial.stage == "tune" for row in made.rows)
+    total = f"{len(made.rows) + len(made.later)} trials"
     standing = _counts(row.status for row in made.rows if row.status)
-    parts = [f"{suite} at {made.design.scale}: {total} trials", *([standing] if standing else [])]
-    parts.append(
+    parts = [
+        f"{suite.name} at {made.design.scale}: {total}{f', {tuning} of them to tune {suite.tune.field}' if suite.tune else ''}",
+        *([standing] if standing else []),
         f"{waiting} to run, about {duration(made.seconds)} on {made.environment['device']}"
         if waiting
-        else "nothing to run"
-    )
+        else "nothing to run",
+    ]
+    if not made.last:
+        parts.append(f"then about {duration(made.seconds_later)} more, if no grid has to be extended")
     return "; ".join(parts)
 
 
@@ -121,9 +172,11 @@ def plan_data(made: Plan) -> dict[str, Any]:
         "environment": made.environment,
         "seconds": made.seconds,
         "warnings": list(made.warnings),
+        "match": made.design.suite.match,
+        "drift": made.drift,
         "trials": [
-            {"cell": row.trial.label, "levels": dict(row.trial.levels), "seed": row.trial.seed,
-             **{name: getattr(row, name) for name in names}, "pending": row.trial_id in pending}
+            {"cell": row.trial.label, "levels": dict(row.trial.levels), "seed": row.trial.seed, "stage": row.trial.stage,
+             "tuned": row.trial.tuned, **{name: getattr(row, name) for name in names}, "pending": row.trial_id in pending}
             for row in made.rows
         ],
     }  # fmt: skip

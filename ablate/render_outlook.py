@@ -48,21 +48,22 @@ def _say(text: str) -> None:
 
 
 def price(made: Plan) -> str:
-    """One line: the hours that the pending trials take, of GPUs or of CPU cores, and where the forecast is from."""
+    """One line: the hours that are still to be trained, of GPUs or of CPU cores, and where the forecast is from."""
     if not made.pending:
         return "price: nothing, for all trials are recorded"
-    timed = sum(row.timed for row in made.pending)
+    waiting = made.waiting
+    timed = sum(row.timed for row in waiting)
     source = "step times measured here of the same shapes"
-    if timed < len(made.pending):
+    if timed < len(waiting):
         rest = "the rate of other shapes, or a guess where nothing was measured here"
         source = f"{source} for {timed} of them, and {rest}" if timed else rest
     hours, unit = device_hours(made)
-    return f"price: {hours:.2g} {unit} for {len(made.pending)} trials, from {source}"
+    return f"price: {hours:.2g} {unit} for {len(waiting)} trials, from {source}"
 
 
 def device_hours(made: Plan) -> tuple[float, str]:
-    """What the pending trials take, and of what."""
-    hours = sum(row.seconds for row in made.pending) / 3600
+    """What all trials take that are to be trained, and of what."""
+    hours = sum(row.seconds for row in made.waiting) / 3600
     cuda = made.environment["device_type"] == "cuda"
     return (hours, "GPU hours") if cuda else (hours * made.environment["threads"], "CPU core hours")
 

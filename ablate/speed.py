@@ -81,10 +81,10 @@ class Pass:
         self.share = environment.share()
         self.device = torch.device(self.share.device)
         self.environment = made.environment
-        suite, shortest = made.design.suite, min(row.trial.recipe.data.seq_len for row in made.rows)
+        suite, shortest = made.design.suite, min(row.trial.recipe.data.seq_len for row in made.reported)
         if options.context is not None and options.context > shortest:
             raise UserError(f"--context {options.context} is longer than the {shortest} tokens of a training sequence")
-        first = [row for row in made.rows if row.trial.seed == made.design.seeds[0] and not row.trial.control]
+        first = [row for row in made.reported if row.trial.seed == made.design.seeds[0] and not row.trial.control]
         wanted = [row for row in first if row.trial.levels == suite.baseline or row.trial.label in chosen]
         rows = sorted(wanted, key=lambda row: row.trial.levels != suite.baseline)
         jobs = replace(made, pending=tuple(rows)).jobs()

@@ -9,16 +9,18 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from ablate._cells import known_bad, recipes
 from ablate._checks import listed as _list
 from ablate._checks import mapping as _mapping
 from ablate._checks import show as _show
+from ablate._grid import Tune
 from ablate._labels import labels as level_labels
 from ablate._labels import spell
+from ablate._suite_arms import Match, read_match, read_tune
 from ablate._suite_design import Controls, DesignKind, read_controls, read_design
 from ablate._suite_schema import KEYS, NAME, json_schema, settable
 from ablate._yaml import MAX_BYTES, Document, SuiteError, read
@@ -31,7 +33,6 @@ from ablate.variants import load_factors
 
 __all__ = ["Level", "Suite", "SuiteError", "json_schema", "load_suite", "shipped"]
 
-Match = Literal["tokens", "none"]
 DEFAULT_SEEDS = 3
 MAX_SEEDS = 1000
 
@@ -49,8 +50,9 @@ class Suite:
     """A suite as it was declared. Factors are dotted fields of a recipe; outside `factors`, levels go by their labels.
 
     `base` holds the overrides without the scale; relative paths in it and in levels count from `base_dir`. Without factors there is
-    one cell. `selection` says how a fractional or optimal design selects its cells. `margin` is in nats per token. Each of `contrasts` has
-    `factor`, `level` and `against`. `document` knows the lines, for errors.
+    one cell. `selection` says how a fractional or optimal design selects its cells. `tolerance` is the share by which an arm may miss
+    what it is to `match`. `margin` is in nats per token. Each of `contrasts` has `factor`, `level` and `against`. `document` knows the
+    lines, for errors.
     """
 
     name: str
@@ -65,6 +67,8 @@ class Suite:
     baseline: Mapping[str, str]
     exclude: tuple[Mapping[str, tuple[str, ...]], ...]
     match: Match
+    tolerance: float
+    tune: Tune | None
     seeds: tuple[int, ...]
     margin: float | None
     contrasts: tuple[Mapping[str, str], ...]
@@ -75,6 +79,24 @@ class Suite:
     @property
     def base_dir(self) -> Path:
         return self.path.parent
+
+    @property
+    def asked(self) -> str:
+        """What to call it on the command line."""
+        return self.name if self.path.is_relative_to(_folder()) else str(self.path)
+
+    def matched(self, text: str) -> Suite:
+        """The suite with another `match`, as it would be said in the file.
+
+        Raises:
+            SuiteError: no axis, or a tolerance that is none.
+        """
+        try:
+            document = read(f"match: {text}", "")
+            axis, tolerance = read_match(document, document.value)
+        except SuiteError as error:
+            raise SuiteError(f"--match {text}", None, "", error.message) from None
+        return replace(self, match=axis, tolerance=tolerance)
 
 
 def load_suite(name_or_path: str | Path) -> Suite:
@@ -146,10 +168,7 @@ def _suite(document: Document, text: str, path: Path) -> Suite:
     top = _mapping(document, (), document.value, KEYS)
     if "name" not in top:
         raise document.error(("name",), "is missing")
-    if "tune" in top:
-        raise document.error(
-            ("tune",), "is not available in this version; give each level a rate of its own among its options"
-        )
+    match, tolerance = read_match(document, top)
     name = top["name"]
     if not isinstance(name, str) or not re.fullmatch(NAME, name):
         raise document.error(
@@ -179,7 +198,9 @@ def _suite(document: Document, text: str, path: Path) -> Suite:
         controls=read_controls(document, top, MAX_SEEDS),
         baseline=baseline,
         exclude=_exclude(document, top.get("exclude", []), factors),
-        match=_one_of(document, "match", top, get_args(Match)),
+        match=match,
+        tolerance=tolerance,
+        tune=read_tune(document, top["tune"], factors, MAX_SEEDS) if "tune" in top else None,
         seeds=_seeds(document, top.get("seeds", DEFAULT_SEEDS)),
         margin=_margin(document, top),
         contrasts=_contrasts(document, top, factors, baseline),

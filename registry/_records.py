@@ -14,8 +14,8 @@ from ._summary import SIZES
 from .home import home as default_home
 from .leaderboard import SAME_TEXT, RegistryEmpty
 from .mirror import Mirror, sync
-from .record import DesignRecord
-from .sql import Sandbox, cell_label
+from .record import DesignRecord, cell_label
+from .sql import Sandbox
 from .store import Store
 
 NUMBERS = (*ANALYSED, *SIZES, "train_seconds", "validation_bytes")

@@ -141,7 +141,11 @@ def tuning(found: Effects, names: w.Names) -> Table:
     rows, labels = [], labels_of(found, found.design.tuning)
     for key, one in found.design.tuning.items():
         values = ", ".join(w.number(value) for value in one["values"])
-        state = Cell("bracketed") if one["bracketed"] else Cell("untuned: the best is at the edge", verdict="worse")
+        state = (
+            Cell("bracketed")
+            if one["bracketed"]
+            else Cell("untuned: no value is between two worse ones", verdict="worse")
+        )
         seeds = ", ".join(map(str, one["seeds"]))
         cell = named(names.bare(labels[key]))
         rows.append([cell, told(one["field"]), Cell(values), number(one["chosen"]), state, Cell(seeds)])

@@ -203,7 +203,8 @@ def tuning(found: Effects, names: w.Names, losses: Losses) -> list[Figure]:
 def _search(one: Mapping[str, Any], tried: Mapping[float, Sequence[float]], label: str) -> list[dict[str, Any]]:
     rows = []
     for value, losses in sorted(tried.items()):
-        loss, chosen = sum(losses) / len(losses), math.isclose(value, one["chosen"], rel_tol=1e-9)
+        loss = sum(losses) / len(losses)
+        chosen = one["chosen"] is not None and math.isclose(value, one["chosen"], rel_tol=1e-9)
         mark = ("chosen" if one["bracketed"] else "ring") if chosen else True
         told = f"{label}: {w.number(loss, 4)} at {w.number(value)}{', chosen' if chosen else ''}"
         rows.append({"x": value, "y": loss, "series": label, "mark": mark, "told": told})

@@ -250,9 +250,10 @@ class DesignRecord(_Json):
 
     `cells_stood_for` counts the cells of the full grid. `aliases` says of a design that confounds what the estimate of each effect holds
     beside it: `{"effect": [factors], "aliases": [{"effect": [factors], "coefficient"}]}`, an effect being the factors that interact,
-    none for the mean, coded to sum to zero over the levels of a factor (of two, the first is +1). `tuning` maps the label of a cell to
-    `{"field", "values", "chosen", "bracketed", "seeds"}`; `drift` maps it to how far, as a share, it is from the baseline in `tokens`,
-    `parameters` and so on.
+    none for the mean, coded to sum to zero over the levels of a factor (of two, the first is +1). `drift` maps the
+    label of a cell (`cell_label`) to how far, as a share, it is from the baseline in `tokens`, `parameters` and so on; `tuning` maps it
+    to its search, `{"field", "values", "trials", "seeds", "chosen", "bracketed"}`: `trials` has the ids of the trials of each value, by
+    seed, `chosen` is None while the search lasts, and an arm that is not bracketed is untuned.
     """
 
     design_id: str
@@ -297,6 +298,19 @@ class DesignRecord(_Json):
         """Whether the two differ in nothing but when they were recorded."""
         own = {"design_id": other.design_id, "created_at": other.created_at}
         return self.to_dict() | own == other.to_dict()
+
+
+def cell_label(design: DesignRecord, levels: dict[str, str]) -> str:
+    """What to call a cell: its levels; where factors vary one at a time, how it departs from the baseline."""
+    if design.kind not in ALONE:
+        return " · ".join(levels.values()) or "base"
+    last = [factor.rpartition(".")[2] for factor in levels]
+    names = [short if last.count(short) == 1 else factor for factor, short in zip(levels, last, strict=True)]
+    changes = [
+        f"{name}={label}" for name, (factor, label) in zip(names, levels.items(), strict=True)
+        if label != design.baseline[factor]
+    ]  # fmt: skip
+    return " + ".join(changes) or "baseline"
 
 
 def _finite(value: Any) -> bool:

@@ -20,7 +20,8 @@ from ._blocks import Block, Code, Figures, Section, Texts
 from .analysis import Effects, across_scales, effects, scales
 from .home import home as default_home
 from .mirror import Mirror, sync
-from .sql import Sandbox, cell_label
+from .record import cell_label
+from .sql import Sandbox
 from .store import Store
 
 Format = Literal["html", "markdown", "latex"]
@@ -251,18 +252,22 @@ def _curves(found: Effects) -> dict[str, figures.Curves]:
 
 
 def _tuning_losses(mirror: Mirror, found: Effects) -> figures.Losses:
-    """Of the finished runs of a search; the value tried is the one in the recipe."""
+    """Of the finished runs of a search; the value tried is the one that the design names, or else the one in the recipe."""
     tuning = found.design.tuning
     arm_of = {cell: arm for arm, label in checks.labels_of(found, tuning).items() for cell in (arm, label)}
     searching = {
         trial["trial_id"]: arm for trial in found.design.trials
         if trial.get("stage") == "tune" and (arm := arm_of.get(cell_label(found.design, trial["levels"])))
     }  # fmt: skip
+    values = {
+        trial_id: value for one in tuning.values() for value, ids in zip(one["values"], one.get("trials", ()), strict=False)
+        for trial_id in ids
+    }  # fmt: skip
     losses: dict[str, dict[float, list[float]]] = {}
     known = [trial_id in searching for trial_id in mirror.trials["trial_id"].to_pylist()] if searching else []
     for record in mirror.trials.filter(pa.array(known, pa.bool_())).to_pylist() if searching else ():
         arm = searching[record["trial_id"]]
-        value = record.get(f"recipe.{tuning[arm]['field']}")
+        value = values.get(record["trial_id"], record.get(f"recipe.{tuning[arm]['field']}"))
         if record["purpose"] == "primary" and record["status"] == "finished" and value is not None:
             losses.setdefault(arm, {}).setdefault(float(value), []).append(record["metrics.val_loss"])
     return losses

@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 
 from .mirror import TRIALS, Mirror
-from .record import ALONE, DesignRecord
+from .record import DesignRecord, cell_label
 
 T = TypeVar("T")
 TIME_LIMIT_S = 30.0
@@ -139,14 +139,14 @@ def column_names(columns: list[str]) -> dict[str, str]:
 
 
 def exploded(designs: pa.Table, trials: pa.Table) -> pa.Table:
-    """The view `designs`. A design none of whose trials was trained is not the latest while some of another's were; nor is one
-    none of whose trials has a record while another has some."""
+    """The view `designs`, of reported trials: those that only served to tune are in no design there. A design none of whose trials
+    was trained is not the latest while some of another's were; nor is one none of whose trials has a record while another has some."""
     records = [DesignRecord.from_json(text) for text in designs["design"].to_pylist()]
     ids, purposes = trials["trial_id"].to_pylist(), trials["purpose"].to_pylist()
     known, trained = set(ids), {i for i, purpose in zip(ids, purposes, strict=True) if purpose == "primary"}
     newest: dict[tuple[str, str], tuple[bool, bool, str, str]] = {}
     for record in records:
-        key, own = (record.suite, record.scale), {trial["trial_id"] for trial in record.trials}
+        key, own = (record.suite, record.scale), {trial["trial_id"] for trial in _reported(record)}
         place = (not own.isdisjoint(trained), not own.isdisjoint(known), record.created_at, record.design_id)
         newest[key] = max(newest.get(key, (False, False, "", "")), place)
     rows = [
@@ -165,7 +165,7 @@ def exploded(designs: pa.Table, trials: pa.Table) -> pa.Table:
             "levels": json.dumps(trial["levels"], ensure_ascii=False),
         }
         for record in records
-        for trial in record.trials
+        for trial in _reported(record)
     ]
     text, number, flag = pa.string(), pa.int64(), pa.bool_()
     fields = [(name, text) for name in ("suite", "scale", "design_id", "created_at")] + [("latest", flag)]
@@ -181,22 +181,13 @@ def exploded(designs: pa.Table, trials: pa.Table) -> pa.Table:
     return pa.Table.from_pylist(rows, pa.schema(fields))
 
 
+def _reported(design: DesignRecord) -> list[dict[str, Any]]:
+    return [trial for trial in design.trials if trial.get("stage") != "tune"]
+
+
 def _control(trial: dict[str, Any]) -> str:
     """What to call the cell of a control; nothing for an ordinary trial."""
     return {"aa": "A/A", "bad": trial.get("label", "known-bad")}.get(trial.get("control", ""), "")
-
-
-def cell_label(design: DesignRecord, levels: dict[str, str]) -> str:
-    """What to call a cell: its levels; where factors vary one at a time, how it departs from the baseline."""
-    if design.kind not in ALONE:
-        return " · ".join(levels.values()) or "base"
-    last = [factor.rpartition(".")[2] for factor in levels]
-    names = [short if last.count(short) == 1 else factor for factor, short in zip(levels, last, strict=True)]
-    changes = [
-        f"{name}={label}" for name, (factor, label) in zip(names, levels.items(), strict=True)
-        if label != design.baseline[factor]
-    ]  # fmt: skip
-    return " + ".join(changes) or "baseline"
 
 
 @contextmanager

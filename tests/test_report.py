@@ -399,7 +399,7 @@ def test_a_report_from_records(suite_home: Path) -> None:
     text = made.render("html")
     seen = " ".join(Seen(text).text)
     for words in ("swiglu", "0123456789abcdef with uncommitted changes", "corpus-a", "ablate run activation --scale nano --seeds 3",
-                  "name: activation", "as expected", "untuned: the best is at the edge", "+1.30 %", "a point on the way"):  # fmt: skip
+                  "name: activation", "as expected", "untuned: no value is between two", "+1.30 %", "a point on the way"):  # fmt: skip
         assert words in seen
     drawn = {one.get("aria-label"): one for one in svgs(text)}
     search = drawn["Search over optimizer.lr"]
