@@ -49,7 +49,7 @@ def flops(recipe: Recipe) -> float:
 def arms(suite: Suite, **options: object) -> tuple[Recipe, dict[str, Recipe]]:
     """The baseline's recipe, and that of every cell by its label."""
     found = design.expand(suite, seeds=[0], **options)  # type: ignore[arg-type]
-    (baseline,) = (trial.recipe for trial in found.trials if trial.levels == suite.baseline)
+    (baseline,) = (trial.recipe for trial in found.trials if trial.levels == suite.baseline and not trial.control)
     return baseline, {trial.label: trial.recipe for trial in found.trials}
 
 
