@@ -9,10 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .effects import Effects as Effects
-    from .effects import across_scales as across_scales
-    from .effects import analyse as analyse
-    from .effects import effects as effects
+    from .analysis import Effects as Effects
+    from .analysis import across_scales as across_scales
+    from .analysis import analyse as analyse
+    from .analysis import effects as effects
     from .leaderboard import Leaderboard as Leaderboard
     from .leaderboard import query as query
     from .record import DesignRecord as DesignRecord
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from .store import Store as Store
 
 _HOMES = {
-    "Effects": "effects",
-    "across_scales": "effects",
-    "analyse": "effects",
+    "Effects": "analysis",
+    "across_scales": "analysis",
+    "effects": "analysis",
+    "analyse": "analysis",
     "Leaderboard": "leaderboard",
     "query": "leaderboard",
     "TrialRecord": "record",
@@ -46,8 +47,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "effects":
-        return import_module(".effects", __name__)  # a module that can be called: importing it sets this name to it
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_HOMES[name]}", __name__), name)

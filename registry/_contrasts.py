@@ -79,7 +79,7 @@ def compare(
     else:
         both = np.append(y, np.nan)[cube]
         estimate = paired(both[0] - both[1])
-        reason = "" if estimate.df > 0.0 else _why(grid, y, cube, estimate)
+        reason = "" if estimate.df > 0.0 else _why(metric, y, cube, estimate)
         made = replace(made, estimate=estimate, correlation=_correlation(both), reason=reason)
     return _with_divergence(grid, cube, made) if metric in QUALITY else made
 
@@ -91,14 +91,13 @@ def _inside(grid: Grid, within: Mapping[str, str]) -> Array:
     return kept
 
 
-def _why(grid: Grid, y: Array, cube: Array, estimate: Estimate) -> str:
+def _why(metric: str, y: Array, cube: Array, estimate: Estimate) -> str:
     """Why there is no interval."""
     if estimate.n:
         return "one seed" if estimate.n == 1 else "no cell has two seeds in common"
-    if not np.isfinite(np.append(y, np.nan)[cube[0]]).any():
-        return "no finished run of it"
-    if not np.isfinite(np.append(y, np.nan)[cube[1]]).any():
-        return "no finished run of what it is held against"
+    for arm, name in zip(cube, ("it", "what it is held against"), strict=True):
+        if not np.isfinite(np.append(y, np.nan)[arm]).any():
+            return f"no finished run of {name}" if metric in QUALITY else f"no run of {name} had the device to itself"
     return "no cell and seed in common"
 
 

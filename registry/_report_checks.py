@@ -28,7 +28,7 @@ from ._report_tables import (
 from .record import STATUSES
 
 if TYPE_CHECKING:
-    from .effects import Effects
+    from .analysis import Effects
     from .record import DesignRecord
 
 

@@ -13,7 +13,7 @@ from ._report_checks import labels_of
 from ._report_tables import judged, mean, ordinary, primary, rows_of
 
 if TYPE_CHECKING:
-    from .effects import Effects
+    from .analysis import Effects
 
 Curves = Mapping[str, Mapping[str, Sequence[Sequence[float]]]]
 """Points `[step, tokens, value]` by record id and metric."""

@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from . import _wording as w
-from ._blocks import Answer, Answers, Cell, Table, named, number, table, told
+from ._blocks import Answer, Answers, Cell, Table, Texts, named, number, table, told
 from .record import METRICS
 
 if TYPE_CHECKING:
-    from .effects import Effects
+    from .analysis import Effects
 
 CONTROL = "(control)"
 QUALITY = ("val_loss", "val_bpb")
 MOST_ANSWERS = 40
 """Sentences that are shown at once."""
+MOST_FOLDED = 400
+"""Further ones that a page holds; beyond, the table of effects tells."""
 _BOLD = "Bold: a difference at 5 %, Holm-corrected over the contrasts of its family."
 
 
@@ -66,7 +68,7 @@ def within(row: w.Row, names: w.Names) -> str:
     )
 
 
-def answers(found: Effects, names: w.Names) -> list[Answers]:
+def answers(found: Effects, names: w.Names) -> list[Answers | Texts]:
     """A sentence for each declared contrast; of more than `MOST_ANSWERS` those without a difference are folded away."""
     metric = primary(found.metrics)
     smallest = {row["metric"]: row["smallest_effect"] for row in rows_of(found.noise)}
@@ -87,11 +89,13 @@ def answers(found: Effects, names: w.Names) -> list[Answers]:
         return [_grouped(told, False)] if told else []
     first = [one for one in told if one[1].verdict in ("better", "worse")][:MOST_ANSWERS]
     shown = {id(one) for one in first}
-    return [
-        _grouped(some, folded)
-        for some, folded in ((first, False), ([one for one in told if id(one) not in shown], True))
-        if some
+    rest = [one for one in told if id(one) not in shown]
+    parts: list[Answers | Texts] = [
+        _grouped(some, folded) for some, folded in ((first, False), (rest[:MOST_FOLDED], True)) if some
     ]
+    if len(rest) > MOST_FOLDED:
+        parts.append(Texts((f"{len(told):,} contrasts in all: the table of effects has every one.",)))
+    return parts
 
 
 def _doubt(found: Effects, row: w.Row | None) -> str:

@@ -180,7 +180,12 @@ def quality(row: Row, level: Label, against: Label, match: str, doubt: str) -> P
     if row["verdict"] == "equivalent":
         inside = "" if missing(row["margin"]) else f", inside {margin}"
         return (level, " and ", against, f" are equivalent: {found}{inside}")
-    return ("No difference between ", level, " and ", against, f" is shown: {found}")
+    alone = (
+        f", which by itself would be one (p = {p_value(row['p'])}), but not as one of {row['family']} contrasts "
+        f"(p = {p_value(row['p_holm'])} by Holm's method)"
+    )
+    corrected = alone if not missing(row["p"]) and row["p"] < SIGNIFICANT else ""
+    return ("No difference between ", level, " and ", against, f" is shown: {found}{corrected}")
 
 
 def significant(row: Row) -> bool:

@@ -17,7 +17,7 @@ from . import _report_figures as figures
 from . import _report_tables as tables
 from . import _wording as w
 from ._blocks import Block, Code, Figures, Section, Texts
-from .effects import Effects, across_scales, effects, scales
+from .analysis import Effects, across_scales, effects, scales
 from .home import home as default_home
 from .mirror import Mirror, sync
 from .record import cell_label

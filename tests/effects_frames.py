@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from registry_records import ENVIRONMENT, design
 
-from registry.effects import Effects, analyse
+from registry.analysis import Effects, analyse
 from registry.record import DesignRecord
 from registry.report import Report, Sources
 

@@ -152,12 +152,14 @@ def as_api(store: Store) -> Store:
     return slow
 
 
-def write_at_once(store: Store, records: Sequence[TrialRecord]) -> None:
+def write_at_once(store: Store, records: Sequence[TrialRecord | DesignRecord]) -> None:
     """Put records into a local store's database as they would lie there one by one; MLflow takes seconds for a hundred."""
     runs, tags, points = [], [], []
     for one in records:
-        content = layout.trial_run(one, one.context["levels"])
-        run_id = one.record_id
+        content = (
+            layout.design_run(one) if isinstance(one, DesignRecord) else layout.trial_run(one, one.context["levels"])
+        )
+        run_id = content.record_id
         runs.append((run_id, content.name, "FINISHED", "active", "0"))
         marks = {layout.COMPLETE: "2026-01-02"} | content.tags
         tags += [(key, value, run_id) for key, value in marks.items()]

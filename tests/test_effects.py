@@ -15,7 +15,7 @@ from registry_records import design
 from scipy import stats
 from simulated import codes, grid, losses, table
 
-from registry.effects import Effects, across_scales, analyse
+from registry.analysis import Effects, across_scales, analyse
 from registry.rank import holm
 from registry.record import DesignRecord
 

@@ -17,7 +17,7 @@ from test_layers import loaded
 import registry
 from registry import Effects, effects
 from registry._records import latest, trials_of
-from registry.effects import RegistryEmpty, analyse, scales
+from registry.analysis import RegistryEmpty, analyse, scales
 from registry.mirror import Mirror
 from registry.record import DesignRecord, TrialRecord
 

@@ -154,3 +154,6 @@ def test_print_shows_all_of_it(open_page: Open) -> None:
     colours = page.evaluate("[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]")
     assert colours == ["rgb(255, 255, 255)", "rgb(0, 0, 0)"]
     assert not page.locator("nav").is_visible()
+    page.set_viewport_size({"width": 680, "height": 1000})  # A4 between margins
+    page.eval_on_selector_all("details", "all => all.forEach(one => { one.open = true; })")
+    assert page.evaluate("document.documentElement.scrollWidth") == 680

@@ -23,7 +23,7 @@ REFERENCE = [name for name in SHIPPED if name.startswith("reference/")]
 ASKED = """
     attention activation norm position optimizer schedule weight-decay clipping dropout batch-size sizing compute-optimal repetition
     data-mix curation precision checkpointing init recipe leave-one-out dropout-x-repetition norm-x-placement optimizer-x-batch
-    quickstart reference/shakespeare-char reference/shakespeare-char-cpu
+    quickstart controls reference/shakespeare-char reference/shakespeare-char-cpu
 """.split()
 NEED_A_FILE = {("source", "files"), ("source", "hub"), ("tokenizer", "file")}
 

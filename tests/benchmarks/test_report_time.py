@@ -17,7 +17,7 @@ def test_report_of_5000_records(tmp_path: Path, benchmark: Any) -> None:
     """From a mirror that is up to date, as for every report but the first."""
     store = empty_store(tmp_path)
     declared = planted_design({f"model.{a}": [f"{a}_{n}" for n in range(10)] for a in "abc"}, 5)
-    store.write_design(declared)
+    write_at_once(store, [declared])
     rows = zip(declared.trials, simulated(declared).to_dict("records"), strict=True)
     write_at_once(store, [
         record(trial["levels"], trial["seed"], loss=row["val_loss"], suite="activation", curve=20,

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import itertools
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pandas as pd
@@ -247,13 +245,3 @@ def _interaction(row: dict[str, Any], first: str, other: str) -> dict[str, Any]:
         **dict(zip(("estimate", "low", "high"), [math.exp(v) if ratio else v for v in shown], strict=True)),
         "p": found.p() if found else math.nan, "df": found.df if found else math.nan,
     }  # fmt: skip
-
-
-class _Module(ModuleType):
-    """`from registry import effects` gives this module, whose name is that of its function: it can be called like it."""
-
-    def __call__(self, *args: Any, **options: Any) -> Effects:
-        return effects(*args, **options)
-
-
-sys.modules[__name__].__class__ = _Module
