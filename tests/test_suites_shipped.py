@@ -11,6 +11,7 @@ import jsonschema
 import pytest
 
 from ablate import design, suite
+from ablate._suite_arms import MATCH_TOLERANCE
 from ablate._yaml import read
 from ablate.plan import _Identities
 from ablate.presets import SCALES
@@ -87,7 +88,7 @@ def test_it_plans_at_a_laptops_scale_and_at_gpt2s(name: str, scale: str, text: d
     assert len({identify(trial.recipe).trial_id for trial in trials}) == len(trials)
     tokens = [trial.recipe.tokens for trial in trials]
     if suite.load_suite(name).match == "tokens":
-        assert max(tokens) <= (1 + suite.MATCH_TOLERANCE) * min(tokens)
+        assert max(tokens) <= (1 + MATCH_TOLERANCE) * min(tokens)
 
 
 @pytest.mark.slow
