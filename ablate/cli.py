@@ -21,9 +21,6 @@ from ablate.errors import UserError, near_miss
 
 if TYPE_CHECKING:
     from ablate.design import Design
-    from ablate.plan import Plan, Row
-    from registry import Store
-    from registry.record import DesignRecord, TrialRecord
 
 FAILED, WRONG, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
 TRAIN_EXTRA = ("torch", "ray", "datasets", "tokenizers")
@@ -138,6 +135,10 @@ def _design(
     return expand(found, scale=scale, overrides=parse_set(settings or ()), seeds=seeds, only=only, speeds=speeds)
 
 
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
 def _prepare(design: Design) -> None:
     """Have every corpus of the design in the cache."""
     from ablate import data
@@ -146,7 +147,7 @@ def _prepare(design: Design) -> None:
 
     corpora = {canonical_json(trial.recipe.to_dict()["data"]): trial.recipe.data for trial in design.trials}
     for corpus in corpora.values():
-        data.prepare(corpus, home() / "cache", lambda message: print(message, file=sys.stderr))
+        data.prepare(corpus, home() / "cache", _say)
 
 
 def _name(suite: str) -> str:
@@ -298,9 +299,7 @@ def run(
     """
     import time
 
-    from ablate import environment, render
-    from ablate.plan import make_plan
-    from registry import Spool, Store
+    from ablate import environment, session, timeline
     from registry.home import home
 
     started = time.time()
@@ -309,67 +308,21 @@ def run(
     _prepare(design)
     # a board shows the whole design, also where only some of its cells are run now
     whole = _design(suite, scale, settings, seeds, None, match, workers) if only else design
-    tried: set[str] = set()
-
-    def plan_now(design: Design) -> Plan:
-        return make_plan(design, home=home(), retry_failed=retry_failed, workers=workers, pack=pack, tried=tried)
-
-    made = plan_now(design)
-    print(render.summary(made), file=sys.stderr)
-    ran: list[tuple[Row, TrialRecord]] = []
-    missing = False
-    while True:
-        declared = (plan_now(whole) if only else made).design_record()
-
-        def open_store(declared: DesignRecord = declared) -> Store:
-            store = Store.open(home())
-            store.ingest(Spool(home()))
-            store.declare(declared)
-            return store
-
-        if not made.pending:
-            open_store()
-            break
-
-        from ablate import scheduler
-        from ablate.display import Display
-
-        with Display(render.console(stderr=True), design.suite.name) as display:
-            outcome = scheduler.run(
-                made.jobs(), home=home(), open_store=open_store, address=address, workers_per_device=workers, timeout=timeout,
-                on_event=display, pack=pack, started=started,
-            )  # fmt: skip
-        if outcome.waiting_in_spool:
-            print(f"{outcome.waiting_in_spool} records wait in the spool for the tracking store", file=sys.stderr)
-        if outcome.interrupted:
-            print(
-                "interrupted; what is finished is kept, and the same command goes on from there",
-                file=sys.stderr,
-                flush=True,
-            )
-            os._exit(128 + outcome.interrupted)  # Ray's threads may hold up an orderly end for a minute
-        rows = {row.trial_id: row for row in made.pending}
-        ran += [(rows[record.trial_id], record) for record in outcome.records]
-        tried |= rows.keys()
-        missing = bool(outcome.missing)
-        if made.last or missing:
-            break
-        made = plan_now(design)
-        print(render.summary(made), file=sys.stderr)
-    failed = [record for row, record in ran if row.failed(record.status)]
-    for record in failed:
-        print(f"what a failed trial wrote: ablate logs {record.trial_id}", file=sys.stderr)
-    print(f"see the results with: ablate leaderboard {design.suite.name} --scale {design.scale}", file=sys.stderr)
-    if not ran:
-        return FAILED if missing or any(row.failed(row.status) for row in made.rows) else 0
-
-    from ablate import timeline
-
-    records = ((f"{row.trial.name} seed {record.seed}", record.context, record.environment) for row, record in ran)
+    options = session.Options(address=address, retry_failed=retry_failed, workers=workers, pack=pack, timeout=timeout)
+    ended = session.run(design, whole, options, home=home(), started=started, say=_say)
+    if ended.interrupted:
+        _say("interrupted; what is finished is kept, and the same command goes on from there")
+        os._exit(128 + ended.interrupted)  # Ray's threads may hold up an orderly end for a minute
+    for record in ended.failed:
+        _say(f"what a failed trial wrote: ablate logs {record.trial_id}")
+    _say(f"see the results with: ablate leaderboard {design.suite.name} --scale {design.scale}")
+    records = (
+        (f"{row.trial.name} seed {record.seed}", record.context, record.environment) for row, record in ended.ran
+    )
     if found := timeline.Timeline.of(records):
         path = timeline.save(found, f"{design.suite.name} {design.scale}", home() / "timelines")
-        print(f"{found.summary()}: {path}", file=sys.stderr)
-    return FAILED if failed or missing else 0
+        _say(f"{found.summary()}: {path}")
+    return 0 if ended.good else FAILED
 
 
 @app.command()
@@ -555,7 +508,7 @@ def speed(
     _prepare(design)
     made = make_plan(design, home=home())
     options = Options(rounds=rounds, steps=steps, inference=inference, batch=batch, context=context)
-    measured = Pass(made, home(), options, chosen, lambda text: print(text, file=sys.stderr))
+    measured = Pass(made, home(), options, chosen, _say)
     store, spool = Store.open(home()), Spool(home())
     known = {trial["trial_id"] for declared in store.designs() for trial in declared.trials}
     if not known.issuperset(row.trial_id for row in made.reported):
