@@ -59,7 +59,7 @@ def _fractional(document: Document, top: Mapping[str, Any], value: Any, labels: 
     place: Place = ("design", "fractional")
     options = mapping(document, place, value, ("resolution", "generators"))
     if len(options) != 1:
-        raise document.error(place, "needs either a resolution or generators")
+        raise document.error(place, f"needs a resolution or generators{', not both' if options else ''}")
     for factor, known in labels.items():
         if len(known) != 2:
             raise document.error(

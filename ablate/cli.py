@@ -244,7 +244,11 @@ def plan(
     effect: Annotated[
         float | None,
         typer.Option(
-            "--effect", metavar="NATS", min=1e-6, help="Say how many seeds would show it, instead of the margin."
+            "--effect",
+            metavar="NATS",
+            min=1e-6,
+            max=100.0,
+            help="Say how many seeds would show it, instead of the margin.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one object per trial, for programs.")] = False,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -80,6 +82,18 @@ class Design:
     def labels(self) -> dict[str, list[str]]:
         """The labels of the levels of each factor."""
         return {factor: [level.label for level in levels] for factor, levels in self.suite.factors.items()}
+
+    @property
+    def command(self) -> str:
+        """The command that runs it."""
+        suite, words = self.suite, ["ablate", "run", self.suite.asked, "--scale", self.scale]
+        for key, value in self.arms.resolver.overrides.items():
+            words += ["--set", f"{key}={json.dumps(value, default=str)}"]
+        if self.seeds != suite.seeds:
+            words += ["--seeds", str(len(self.seeds))]
+        if suite.match not in suite.document.value.get("match", "tokens"):
+            words += ["--match", suite.match]
+        return shlex.join(words)
 
     def aliases(self) -> list[Alias]:
         """What each estimate holds beside its own effect, where the design confounds them; else nothing."""

@@ -146,7 +146,8 @@ class Plan:
             design_id=new_record_id(), created_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
             suite=suite.name, scale=self.design.scale, description=suite.description, kind=suite.design,
             factors={factor: [level.label for level in levels] for factor, levels in suite.factors.items()},
-            baseline=dict(suite.baseline), seeds=sorted(self.design.seeds), match=suite.match, margin=suite.margin,
+            command=self.design.command, baseline=dict(suite.baseline),
+            seeds=sorted(self.design.seeds), match=suite.match, margin=suite.margin,
             contrasts=[dict(contrast) for contrast in suite.contrasts], trials=trials, suite_text=suite.text,
             cells_stood_for=prod(map(len, suite.factors.values())),
             aliases=[

@@ -183,6 +183,8 @@ def _prospects(found: Outlook) -> None:
         _say(
             f"{shown}, in standard deviations (sd) of a run: at this scale none is known here; two seeds of any suite tell it"
         )
+        if found.effect is not None:
+            _say(f"how many seeds would show {found.effect:g} cannot be told without it")
     else:
         _say(f"{shown}, in nats per token")
         runs = f"{noise.n_runs} runs of {noise.n_cells} cells: {noise.like}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,13 +14,14 @@ from scipy import stats
 from ._aliases import aliases
 from ._fit import NONE, Array, Estimate, paired, welch
 from ._grid import QUALITY, Frame, Grid, columns, confounded, is_ratio
+from .power import smallest_effect
 from .rank import holm
 from .record import METRICS
 
 ALPHA = 0.05
 COLUMNS = """
     metric scale factor level against estimate low high p p_holm family n unit df margin p_equivalence verdict within_margin tuned
-    correlation diverged diverged_against aliases untestable
+    correlation smallest_effect diverged diverged_against aliases untestable
 """.split()
 CONTROL, BASELINE = "(control)", "baseline"
 
@@ -75,7 +77,7 @@ def compare(
         return replace(made, unit="rounds", **_by_rounds(grid, measured, place, cube))
     y = grid.values(metric)
     if confounded(grid.design):
-        made = replace(made, **_modelled(grid, y, place, labels.index(level), labels.index(against)))
+        made = replace(made, **_modelled(grid, metric, y, place, labels.index(level), labels.index(against)))
     else:
         both = np.append(y, np.nan)[cube]
         estimate = paired(both[0] - both[1])
@@ -97,8 +99,12 @@ def _why(metric: str, y: Array, cube: Array, estimate: Estimate) -> str:
         return "one seed" if estimate.n == 1 else "no cell has two seeds in common"
     for arm, name in zip(cube, ("it", "what it is held against"), strict=True):
         if not np.isfinite(np.append(y, np.nan)[arm]).any():
-            return f"no finished run of {name}" if metric in QUALITY else f"no run of {name} had the device to itself"
+            return _none(metric, name)
     return "no cell and seed in common"
+
+
+def _none(metric: str, name: str) -> str:
+    return f"no finished run of {name}" if metric in QUALITY else f"no run of {name} had the device to itself"
 
 
 def _correlation(both: Array) -> float:
@@ -113,12 +119,12 @@ def _correlation(both: Array) -> float:
     return float(first @ second / size) if size > 1e-12 else math.nan
 
 
-def _modelled(grid: Grid, y: Array, place: int, level: int, against: int) -> dict[str, Any]:
+def _modelled(grid: Grid, metric: str, y: Array, place: int, level: int, against: int) -> dict[str, Any]:
     """The difference of two levels in a model of main effects, where no two cells differ in the factor alone."""
     there = np.isfinite(y)
     made, model = grid.model(np.flatnonzero(there), ())
     if not {level, against} <= set(made.levels[place].tolist()):
-        return {"reason": "no finished run of one of the two"}
+        return {"reason": _none(metric, "one of the two")}
     contrast = made.contrast((place,), [level]) - made.contrast((place,), [against])
     estimate = model.fit(y[there]).estimates(contrast[None])[0]
     reason = "" if estimate.df > 0.0 else "one seed" if estimate.n == 1 else "the runs cannot tell it"
@@ -201,7 +207,7 @@ def controls(grid: Grid, trials: Frame, metric: str) -> list[Compared]:
             estimate = paired(np.array([difference]))
         else:
             estimate = welch(values[np.isfinite(values)], base[1][np.isfinite(base[1])])
-        reason = "" if estimate.df > 0.0 else "one seed" if estimate.n == 1 else "no finished run of one of the two"
+        reason = "" if estimate.df > 0.0 else "one seed" if estimate.n == 1 else _none(metric, "one of the two")
         one = Compared(CONTROL, "A/A" if kind == "aa" else str(label), BASELINE, estimate, reason=reason)
         if metric in QUALITY:
             ends = [(int(d.sum()), int(((s == "finished") | (s == "diverged")).sum())) for d, s in
@@ -252,9 +258,24 @@ def _row(one: Compared, metric: str, margin: float | None, p: float, p_holm: flo
         "margin": math.nan if margin is None else margin, "p_equivalence": p_equivalence,
         "verdict": _verdict(one, metric, p_holm, p_equivalence),
         "within_margin": bool(p_equivalence < ALPHA), "tuned": one.tuned[0], "correlation": one.correlation,
+        "smallest_effect": _smallest(one.estimate, family, ratio),
         "diverged": one.diverged[0], "diverged_against": one.diverged[1], "aliases": one.aliases, "untestable": one.reason,
         "within": dict(one.within),
     }  # fmt: skip
+
+
+def _smallest(estimate: Estimate, family: int, ratio: bool) -> float:
+    """The effect that would show in four of five repetitions with this error, corrected for the family."""
+    if not estimate.df > 0.0:
+        return math.nan
+    found = 0.0 if estimate.exact else _in_errors(estimate.n, family) * estimate.error
+    return math.exp(found) if ratio else found
+
+
+@functools.cache
+def _in_errors(n: int, family: int) -> float:
+    """`smallest_effect` in standard errors."""
+    return smallest_effect(math.sqrt(n), n, contrasts=family)
 
 
 def _verdict(one: Compared, metric: str, p_holm: float, p_equivalence: float) -> str:

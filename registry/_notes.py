@@ -38,9 +38,17 @@ def caveats(grid: Grid, trials: Frame, metrics: tuple[str, ...], parts: Mapping[
         metric for metric in ("tokens_per_second", "peak_memory_gib")
         if metric in metrics and f"pass_{metric}" not in trials and not trials["exclusive"].all()
     ]  # fmt: skip
+    lost = [
+        metric for metric in ("tokens_per_second", "peak_memory_gib")
+        if metric not in metrics and metric in trials and trials[metric].notna().any()
+    ]  # fmt: skip
+    if lost:
+        yield (
+            f"Nothing is said of {' and '.join(lost)}: no run had the device to itself. `ablate speed {design.suite}` measures both."
+        )
     if shared:
         yield f"{', '.join(shared)}: only of runs that had the device to themselves."
-    if design.scale:
+    if design.scale and grid.finished.any():
         yield f"This holds at scale {design.scale}; that it holds at another takes runs there."
 
 

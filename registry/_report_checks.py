@@ -54,7 +54,8 @@ def _expected(row: w.Row) -> tuple[Cell, Cell]:
     if row["untestable"] and row["verdict"] == "inconclusive":
         return expected, Cell(row["untestable"])
     if (row["verdict"] in ("equivalent", "inconclusive")) if same else (row["verdict"] == "worse"):
-        return expected, Cell("as expected")
+        shown = not same or row["verdict"] == "equivalent" or w.missing(row["margin"])
+        return expected, Cell("as expected" if shown else "no false alarm, but not shown equal")
     return expected, Cell("a false alarm" if same else "not seen: the suite may be blind", verdict="worse")
 
 
@@ -106,11 +107,12 @@ def noise(found: Effects) -> Table:
         "#df",
         "#seeds",
         "#contrasts",
-        "#smallest effect",
+        "#smallest effect, on average",
     )
     notes = (
         "Sd: between runs of one cell. Correlation: of two cells over the seeds that they share.",
-        "Smallest effect: what so many seeds show in four of five repetitions, at 5 % over the family of contrasts.",
+        "Smallest effect: what so many seeds show in four of five repetitions, at 5 % over the family of contrasts; for each by its own "
+        "error, see its answer.",
     )
     return table("noise", "Noise, and what this design can show", columns, rows, *notes)
 
@@ -266,4 +268,7 @@ def time(reached: pd.DataFrame, at_equal: pd.DataFrame, names: w.Names) -> Table
 
 def rerun(design: DesignRecord) -> str:
     """The command that does it all again."""
-    return f"ablate run {shlex.quote(design.suite)} --scale {shlex.quote(design.scale)} --seeds {len(design.seeds)}"
+    return (
+        design.command
+        or f"ablate run {shlex.quote(design.suite)} --scale {shlex.quote(design.scale)} --seeds {len(design.seeds)}"
+    )

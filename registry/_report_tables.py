@@ -71,7 +71,6 @@ def within(row: w.Row, names: w.Names) -> str:
 def answers(found: Effects, names: w.Names) -> list[Answers | Texts]:
     """A sentence for each declared contrast; of more than `MOST_ANSWERS` those without a difference are folded away."""
     metric = primary(found.metrics)
-    smallest = {row["metric"]: row["smallest_effect"] for row in rows_of(found.noise)}
     quality = judged(found, metric) if metric else {}
     told: list[tuple[w.Label, Answer]] = []
     for key, by_metric in by_contrast(found).items():
@@ -80,8 +79,7 @@ def answers(found: Effects, names: w.Names) -> list[Answers | Texts]:
         labels = names.level(factor, level), names.level(factor, against)
         for row in quality.get(key) or [None]:
             where = within(row, names) if row else ""
-            could = smallest.get(row["metric"], math.nan) if row and not where else math.nan
-            phrase = w.answer(row, costs, *labels, found.design.match, could, _doubt(found, row))
+            phrase = w.answer(row, costs, *labels, found.design.match, _doubt(found, row))
             verdict = row["verdict"] if row else "inconclusive"
             told.append((names.factor(factor), Answer(verdict, (f"Where {where}: ", *phrase) if where else phrase)))
             costs = costs if not where else []  # pooled over the other factor, and so said once

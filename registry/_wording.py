@@ -212,10 +212,8 @@ def uncertain_cost(row: Row) -> str:
     return f"No difference in {what} is shown: {interval(row)} %."
 
 
-def answer(
-    row: Row | None, costs: Sequence[Row], level: Label, against: Label, match: str, smallest: float, doubt: str
-) -> Phrase:
-    """What a level does, in a sentence, and what else has to be said. `smallest` is the effect that the design could show."""
+def answer(row: Row | None, costs: Sequence[Row], level: Label, against: Label, match: str, doubt: str) -> Phrase:
+    """What a level does, in a sentence, and what else has to be said."""
     clear = [one for one in costs if one["verdict"] in ("better", "worse")]
     verbs = " and ".join(map(cost, clear))
     parts: list[str | Label] = (
@@ -227,7 +225,8 @@ def answer(
     first = costs[0] if row is None else row
     parts.append(f"; n = {number(first['n'])}{' rounds' if first['unit'] == 'rounds' else ''}.")
     if row is not None and row["verdict"] == "inconclusive" and not row["untestable"] and not significant(row):
-        could = f": this design could show {number(smallest, 2)} or more" if not missing(smallest) else ""
+        smallest = row["smallest_effect"]
+        could = f": these runs could show {number(smallest, 2)} or more" if not missing(smallest) else ""
         parts.append(f" That does not make them equal{could}.")
     if row is not None and not row["tuned"] and row["verdict"] != "inconclusive":
         parts += [" ", level, " is untuned: its best rate was at the edge of what was searched."]

@@ -172,7 +172,8 @@ def _has(trials: Frame, metric: str) -> bool:
             and metric in trials
             and bool((trials["status"] == "diverged").any())
         )
-    return any(name in trials and trials[name].notna().any() for name in (metric, PASS + metric))
+    own = metric in trials and (trials[metric].notna() & trials["exclusive"] & trials["status"].eq("finished")).any()
+    return bool(own) or (PASS + metric in trials and bool(trials[PASS + metric].notna().any()))
 
 
 def _simple(grid: Grid, metric: str, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:

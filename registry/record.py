@@ -269,6 +269,7 @@ class DesignRecord(_Json):
     contrasts: list[dict[str, Any]] = field(default_factory=list)
     trials: list[dict[str, Any]]
     suite_text: str = ""
+    command: str = ""
     cells_stood_for: int = 0
     aliases: list[dict[str, Any]] = field(default_factory=list)
     tuning: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -295,8 +296,8 @@ class DesignRecord(_Json):
             _check(stage in (None, "tune"), f"trials: stage {stage!r} is not tune")
 
     def says_the_same(self, other: DesignRecord) -> bool:
-        """Whether the two differ in nothing but when they were recorded."""
-        own = {"design_id": other.design_id, "created_at": other.created_at}
+        """Whether the two differ in nothing but when they were recorded and how they were asked for."""
+        own = {name: getattr(other, name) for name in ("design_id", "created_at", "command")}
         return self.to_dict() | own == other.to_dict()
 
 

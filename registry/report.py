@@ -20,7 +20,7 @@ from ._blocks import Block, Code, Figures, Section, Texts
 from .analysis import Effects, across_scales, effects, scales
 from .home import home as default_home
 from .mirror import Mirror, sync
-from .record import cell_label
+from .record import ALONE, cell_label
 from .sql import Sandbox
 from .store import Store
 
@@ -117,11 +117,15 @@ class Report:
 
     def _answer(self) -> Section:
         blocks: list[Block] = [*tables.answers(self.found, self.names)]
-        return Section(
-            "answer",
-            "The answer",
-            tuple(blocks) or (Texts(("There is nothing to compare: no contrast of this suite has results.",)),),
-        )
+        if not blocks:
+            ends = self.found.trials["status"].value_counts()
+            if "finished" in ends:
+                why = "There is nothing to compare: no contrast of this suite has results."
+            else:
+                counts = ", ".join(f"{count} {str(end).replace('_', ' ')}" for end, count in ends.items())
+                why = f"No trial of this suite has finished: {counts}."
+            blocks.append(Texts((why,)))
+        return Section("answer", "The answer", tuple(blocks))
 
     def _caveats(self) -> Section:
         notes = tuple(_escape.seen(note) for note in self.found.notes)
@@ -133,7 +137,9 @@ class Report:
             blocks.append(Figures(tuple(drawn), legend=True))
         if tables.by_contrast(self.found):
             blocks += [tables.contrasts(self.found, self.names), tables.every_contrast(self.found, self.names)]
-        if len(self.found.main_effects):
+        if (
+            len(self.found.main_effects) and self.found.design.kind not in ALONE
+        ):  # there the contrasts say all that is known
             blocks.append(tables.main_effects(self.found, self.names))
         if len(self.found.variance):
             blocks.append(tables.variance(self.found, self.names))

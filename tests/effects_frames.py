@@ -25,7 +25,7 @@ ACTIVATION, NORM = "model.activation", "model.norm"
 FACTORS = {ACTIVATION: ["gelu", "swiglu", "relu2"], NORM: ["layernorm", "rmsnorm"]}
 USUAL = {
     "p": 0.0001, "p_holm": 0.0003, "family": 3, "n": 5, "unit": "seeds", "df": 4.0, "p_equivalence": 0.9, "within_margin": False,
-    "tuned": True, "correlation": 0.9, "diverged": 0, "diverged_against": 0, "aliases": "", "untestable": "",
+    "tuned": True, "correlation": 0.9, "smallest_effect": 0.04, "diverged": 0, "diverged_against": 0, "aliases": "", "untestable": "",
 }  # fmt: skip
 WIDE = {"p": 0.4, "p_holm": 0.8}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -312,3 +313,18 @@ def test_a_known_bad_that_cannot_be_at_another_scale_is_named(load) -> None:
         SuiteError, match=r"x.yaml:3: controls.bad: .*4 key and value heads do not divide 6.*\(at scale 10m\)$"
     ):
         design.expand(found, scale="10m")
+
+
+def test_a_design_knows_the_command_that_runs_it() -> None:
+    suite = load_suite("attention")
+    assert design.expand(suite).command == "ablate run attention --scale nano"
+    changed = design.expand(
+        suite.matched("parameters"), scale="1m", seeds=2, overrides={"train.tokens": "x0.1", "model.bias": True}
+    )
+    assert shlex.split(changed.command) == [
+        "ablate", "run", "attention", "--scale", "1m", "--set", 'train.tokens="x0.1"', "--set", "model.bias=true", "--seeds", "2",
+        "--match", "parameters",
+    ]  # fmt: skip
+    settings = design.parse_set(['train.tokens="x0.1"', "model.bias=true"])
+    again = design.expand(suite.matched("parameters"), scale="1m", seeds=2, overrides=settings)
+    assert [trial.recipe for trial in again.trials] == [trial.recipe for trial in changed.trials]

@@ -16,6 +16,7 @@ from scipy import stats
 from simulated import codes, grid, losses, table
 
 from registry.analysis import Effects, across_scales, analyse
+from registry.power import smallest_effect
 from registry.rank import holm
 from registry.record import DesignRecord
 
@@ -262,9 +263,19 @@ def test_what_is_the_same_in_every_seed_is_exact() -> None:
 def test_speed_of_runs_that_shared_the_device_is_not_analysed() -> None:
     declared = grid(2)
     found = analyse(declared, table(declared, val_loss=3.0, tokens_per_second=1e5, exclusive=False))
-    row = one(found.contrasts, metric="tokens_per_second")
-    assert np.isnan(row["estimate"])
-    assert row["verdict"] == "inconclusive"
+    assert found.metrics == ("val_loss",)
+    assert any("no run had the device to itself" in note for note in found.notes)
+
+
+def test_what_one_contrast_could_show_goes_by_its_own_error() -> None:
+    declared, frame = made(levels=(3,), seeds=8)
+    frame.loc[frame["f0"] == "2", "val_loss"] += np.random.default_rng(3).normal(0, 1.0, 8)
+    found = analyse(declared, frame).contrasts
+    quiet, loud = (one(found, metric="val_loss", level=level) for level in "12")
+    assert loud["smallest_effect"] > 20 * quiet["smallest_effect"]
+    half = (quiet["high"] - quiet["low"]) / 2
+    error = half / stats.t.isf(0.025, quiet["df"])
+    assert quiet["smallest_effect"] == pytest.approx(smallest_effect(error * np.sqrt(8), 8, contrasts=2))
 
 
 # Divergence, failures, tuning

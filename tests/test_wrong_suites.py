@@ -290,11 +290,11 @@ WRONG: dict[str, tuple[str | bytes, int | None, str]] = {
         10,
         "design.fractional.resolution: must be a whole number from 3 to 5, not 6",
     ),
-    "fraction_without_either": (FIVE + "design: {fractional: {}}\n", 8, "needs either a resolution or generators"),
+    "fraction_without_either": (FIVE + "design: {fractional: {}}\n", 8, "needs a resolution or generators"),
     "fraction_with_both": (
         FIVE + "design: {fractional: {resolution: 3, generators: {}}}\n",
         8,
-        "design.fractional: needs either a resolution or generators",
+        "design.fractional: needs a resolution or generators, not both",
     ),
     "misspelt_resolution": (FIVE + "design: {fractional: {resolutoin: 3}}\n", 8, "did you mean 'resolution'?"),
     "no_generators": (FIVE + "design: {fractional: {generators: {}}}\n", 8, "is empty; let the design be full"),
