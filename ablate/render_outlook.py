@@ -25,6 +25,8 @@ FEW = 4
 
 def outlook(found: Outlook, made: Plan) -> None:
     """Print what a design stands for, confounds and can show, and what the pending trials cost."""
+    if len(made.design.cells) < len(found.design.cells):
+        _say("what follows is said of the whole suite, of which --only runs a part")
     _say(_cells(found))
     for line in _selection(found):
         _say(f"  {line}")
@@ -186,7 +188,7 @@ def _prospects(found: Outlook) -> None:
         if found.effect is not None:
             _say(f"how many seeds would show {found.effect:g} cannot be told without it")
     else:
-        _say(f"{shown}, in nats per token")
+        _say(f"{shown}, in nats per token, if a factor acts alike in every seed")
         runs = f"{noise.n_runs} runs of {noise.n_cells} cells: {noise.like}"
         _say(
             f"noise: over seeds, runs of a cell deviate by {noise.sd:.2g} ({runs}), two cells correlate by {noise.correlation:.2f}"
