@@ -151,13 +151,14 @@ def lines(rows: Data, x: str, y: str, series: str, *, names: Sequence[str], kind
     key = {"field": "series", "type": "nominal", "sort": list(names), "title": series}
     up: Spec = {"field": "y", "type": "quantitative", "title": y, "axis": {"tickCount": 6}}
     up["scale"] = {"zero": False, "padding": 10} if top is None else {"zero": False, "domainMax": top}
-    colour = key | {"scale": _among(names, SERIES)}
+    # else its symbols are as faint as the bands
+    colour = key | {"scale": _among(names, SERIES), "legend": {"symbolOpacity": 1}}
     both: Spec = {"x": _across(rows, x, kind), "y": up, "color": colour}
     cut = {"clip": top is not None}
     quiet = colour | {"legend": None}
     layers: list[Spec] = []
     if band:
-        bounds = {"y": up | {"field": "low"}, "y2": {"field": "high"}, "color": quiet}
+        bounds = {"y": up | {"field": "low"}, "y2": {"field": "high"}}
         layers.append({"mark": {"type": "area", "opacity": 0.18, "aria": False, **cut}, "encoding": both | bounds})
     dashed = {"strokeDash": key | {"scale": _among(names, [list(dash) for dash in DASHES])}}
     layers.append({"mark": {"type": "line", "strokeWidth": 2, "aria": False, **cut}, "encoding": both | dashed})

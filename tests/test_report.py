@@ -28,6 +28,7 @@ from registry_records import design, empty_store, recipe, record, write_at_once
 
 from ablate.cli import main
 from registry import _wording as w
+from registry import plots
 from registry.analysis import analyse
 from registry.leaderboard import RegistryEmpty
 from registry.record import DesignRecord
@@ -157,6 +158,18 @@ def test_the_baseline_again_is_as_expected_only_where_it_is_shown_equal() -> Non
 def test_the_command_that_was_asked_for_is_the_one_to_run_again() -> None:
     asked = "ablate run mine.yaml --scale nano --set 'train.tokens=\"x0.1\"'"
     assert asked in page(declared=planted_design(command=asked)).render("markdown")
+
+
+def test_lines_are_named_beside_them_also_where_they_have_bands() -> None:
+    rows = [
+        {"x": x, "y": y, "low": y - 1, "high": y + 1, "series": name, "mark": x == 2, "told": name}
+        for name, y in (("first arm", 3.0), ("second arm", 4.0)) for x in (1, 2)
+    ]  # fmt: skip
+    drawn = plots.svg(
+        plots.lines(rows, "tokens", "loss", "cell", names=["first arm", "second arm"], band=True), "losses"
+    )
+    shown = [text.text for text in ET.fromstring(drawn).iter() if text.tag.endswith("text")]
+    assert {"first arm", "second arm"} <= set(shown)
 
 
 def test_where_factors_interact_effects_are_told_within_levels() -> None:
