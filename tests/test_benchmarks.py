@@ -9,6 +9,7 @@ import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import readme
@@ -19,7 +20,7 @@ from ablate.timeline import Bar, Timeline
 FOLDER = Path(bench.__file__).parent
 SCRIPTS = {
     "step": [], "gpt2": [] if importlib.util.find_spec("accelerate") else ["--no-transformers"], "scaling": [], "loss": [],
-    "startup": [], "suite": ["--prime", "--alone"], "plain_tune": [],
+    "startup": [], "suite": ["--prime"], "plain_tune": [],
 }  # fmt: skip
 
 
@@ -27,16 +28,33 @@ SCRIPTS = {
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_it_runs(name: str, tmp_path: Path) -> None:
-    output = tmp_path / "found.json"
+    rows = measured(name, SCRIPTS[name], tmp_path)
+    assert rows
+    for row in rows:
+        assert row["n"] == max(map(len, row["measurements"].values()))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_every_arm_of_a_suite_is_measured_alone(tmp_path: Path) -> None:
+    home = str(tmp_path / "suite")
+    measured("suite", ["--home", home], tmp_path)
+    rows = measured("suite", ["--alone", home], tmp_path)
+    assert [row["contender"] for row in rows] == ["alone, rmsnorm", "alone, layernorm"]
+    for row in rows:
+        assert row["measurements"]["ratio: peak_memory_gib in the suite"] == [pytest.approx(1, rel=0.01)]
+
+
+def measured(name: str, arguments: list[str], folder: Path) -> list[dict[str, Any]]:
+    """The rows of a benchmark run at sizes for a CPU, which are in its table too."""
+    output = folder / "found.json"
     command = [sys.executable, FOLDER / f"{name}.py", "-o", output, "--device", "cpu", "--tiny", "--budget", "600"]
-    done = subprocess.run([*command, *SCRIPTS[name]], capture_output=True, text=True, env=_environment(tmp_path))
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, env=_environment(folder))
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(output.read_text())
     assert (found["benchmark"], found["device_type"], found["left_out"]) == (name, "cpu", [])
-    assert found["rows"]
-    for row in found["rows"]:
-        assert row["contender"] in done.stdout
-        assert row["n"] == max(map(len, row["measurements"].values()))
+    assert all(row["contender"] in done.stdout for row in found["rows"])
+    return found["rows"]
 
 
 def _environment(folder: Path) -> dict[str, str]:

@@ -2,8 +2,8 @@
 
 The wall time is that of the command, from its start to its end. It is held against the rate that the same trials would have
 without a second lost: each at its own steady tokens/s, one after the other. `--warm-from HOME` takes over the compiled code and the
-tokens of a home that an earlier run left (`--home`), `--prime` makes one by a short run before. `--alone` measures some of the arms
-again, each alone, in a run with one worker.
+tokens of a home that an earlier run left (`--home`), `--prime` makes one by a short run before. `--alone HOME` does something else: it
+measures every arm of the suite in that home again, each alone, in a run with one worker.
 
 Every trial evaluates 262,144 tokens twice: less than 1 % of the work of its training.
 """
@@ -39,7 +39,6 @@ FACTORS: dict[str, list[str]] = {
 }  # fmt: skip
 """Every arm is compiled for itself."""
 TINY_FACTORS = {"model.norm": FACTORS["model.norm"]}
-ALONE = "norm=rmsnorm"
 EVALUATION = {"evaluation.tokens": 2**18, "evaluation.points": 2}
 PRIMING_TOKENS = 500_000
 UNSET = "MLFLOW_TRACKING_URI MLFLOW_EXPERIMENT_NAME RAY_ADDRESS TORCHINDUCTOR_CACHE_DIR TRITON_CACHE_DIR".split()
@@ -99,9 +98,14 @@ def run(home: Path, options: Any, *arguments: str, limit: float) -> Run:
         end = time.time()
     if code:
         print("\n".join((home / "run.log").read_text(encoding="utf-8").splitlines()[-15:]), file=sys.stderr)
+    return Run(start, end, code, records(home))
+
+
+def records(home: Path) -> list[TrialRecord]:
+    """All that a home has of trials, in the spool or in the store."""
     found = {record.record_id: record for record in Spool(home).records()}
     found |= {record.record_id: record for record in Store.open(home, create=False).trials()}
-    return Run(start, end, code, list(found.values()))
+    return list(found.values())
 
 
 def take_over(old: Path, new: Path) -> None:
@@ -152,13 +156,13 @@ def report(results: bench.Results, case: str, made: Run, picture: Path | None = 
             picture.write_text(told.svg(case), encoding="utf-8")
 
 
-def report_alone(results: bench.Results, case: str, inside: Run, alone: Run) -> None:
+def report_alone(results: bench.Results, case: str, inside: list[TrialRecord], alone: Run) -> None:
     """Speed and memory of arms measured alone against the same arms in the suite."""
     if not finished(alone.records):
         results.skip(case, "alone", f"exit code {alone.code}, no trial finished")
     for record in finished(alone.records):
         levels = record.context["levels"]
-        same = [r for r in finished(inside.records) if r.context["levels"] == levels]
+        same = [r for r in finished(inside) if r.context["levels"] == levels]
         if same:
             found: bench.Measurements = {}
             for metric in ("tokens_per_second", "peak_memory_gib"):
@@ -169,6 +173,33 @@ def report_alone(results: bench.Results, case: str, inside: Run, alone: Run) -> 
             )
 
 
+def whole(results: bench.Results, options: Any, folder: Path) -> None:
+    """A whole suite."""
+    home, warm_from = options.home or folder / "home", options.warm_from
+    if options.prime:
+        warm_from = folder / "prime"
+        shorter = ["--set", f"train.tokens={min(PRIMING_TOKENS, options.tokens)}", "--seeds", "1"]
+        primed = run(warm_from, options, *shorter, limit=results.left)
+        print(f"primed in {primed.wall:.0f} s, exit code {primed.code}", file=sys.stderr)
+    if warm_from is not None:
+        take_over(warm_from, home)
+    arms = 2 ** len(TINY_FACTORS if options.tiny else FACTORS)
+    case = f"{arms} arms x {options.seeds} seeds, {'warm' if warm_from else 'cold'} cache"
+    workers = ["--workers", str(options.workers)] if options.workers else []
+    made = run(home, options, *workers, limit=results.left)
+    report(results, case, made, options.picture)
+    if made.code:
+        left_out = arms * options.seeds - len(finished(made.records))
+        results.skip(case, f"{left_out} trials", f"exit code {made.code} after {made.wall:.0f} s")
+
+
+def alone(results: bench.Results, options: Any, home: Path) -> None:
+    """Every arm of a suite, alone."""
+    take_over(options.alone, home)
+    shorter = ["--set", f"train.tokens={options.tokens / 2:.0f}", "--seeds", "1", "--workers", "1"]
+    report_alone(results, "one arm at a time", records(options.alone), run(home, options, *shorter, limit=results.left))
+
+
 def main() -> int:
     parser = bench.parser(__doc__ or "", budget=330)
     parser.add_argument("--data", type=Path, help="a Parquet file with a column `text`; the synthetic source without")
@@ -177,9 +208,7 @@ def main() -> int:
     parser.add_argument("--home", type=Path, help="where to leave what the run made; a temporary folder without")
     parser.add_argument("--warm-from", type=Path, metavar="HOME", help="take over compiled code and tokens")
     parser.add_argument("--prime", action="store_true", help="compile everything in a short run before")
-    parser.add_argument(
-        "--alone", action="store_true", help=f"measure the arms with {ALONE} again, alone, half as long"
-    )
+    parser.add_argument("--alone", type=Path, metavar="HOME", help="measure the arms of that suite alone, half as long")
     parser.add_argument("--picture", type=Path, metavar="FILE.svg", help="draw the timeline")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="of the suite; repeatable")
     parser.add_argument("--workers", type=int, help="per device; ablate's own choice without")
@@ -189,30 +218,10 @@ def main() -> int:
     results = bench.Results("suite", (__doc__ or "").partition("\n")[0], options)
     folder = Path(tempfile.mkdtemp(prefix="suite-"))
     try:
-        home, warm_from = options.home or folder / "home", options.warm_from
-        if options.prime:
-            warm_from = folder / "prime"
-            shorter = ["--set", f"train.tokens={min(PRIMING_TOKENS, options.tokens)}", "--seeds", "1"]
-            primed = run(warm_from, options, *shorter, limit=results.left)
-            print(f"primed in {primed.wall:.0f} s, exit code {primed.code}", file=sys.stderr)
-        if warm_from is not None:
-            take_over(warm_from, home)
-        arms = 2 ** len(TINY_FACTORS if options.tiny else FACTORS)
-        case = f"{arms} arms x {options.seeds} seeds, {'warm' if warm_from else 'cold'} cache"
-        workers = ["--workers", str(options.workers)] if options.workers else []
-        made = run(home, options, *workers, limit=results.left)
-        report(results, case, made, options.picture)
-        if made.code:
-            done = len(finished(made.records))
-            results.skip(
-                case, f"{arms * options.seeds - done} trials", f"exit code {made.code} after {made.wall:.0f} s"
-            )
-        if options.alone and results.affords(0 if options.tiny else 40, case, "alone"):
-            take_over(home, folder / "alone")
-            half = f"train.tokens={options.tokens / 2:.0f}"
-            shorter = ["--set", half, "--only", ALONE, "--seeds", "1", "--workers", "1"]
-            single = run(folder / "alone", options, *shorter, limit=results.left)
-            report_alone(results, case, made, single)
+        if options.alone is not None:
+            alone(results, options, folder / "alone")
+        else:
+            whole(results, options, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return results.finish()
