@@ -64,7 +64,7 @@ def speed() -> str:
         left_out = "".join(
             f"Left out: {one['case']}, {one['contender']} ({one['reason']}).\n" for one in found["left_out"]
         )
-        about = f"`{path.stem}`: {found['about'].rstrip('.')}. {where}.\n"
+        about = f"`{path.stem}`: {' '.join([found['about'], f'{where}.', *filter(None, [found.get('note')])])}\n"
         parts.append("\n".join(filter(None, [about, render.markdown(*bench.table(found)), left_out])))
     return "\n".join(parts) or "No results are published yet.\n"
 

@@ -26,7 +26,7 @@ SIZES = {"dim": 384, "layers": 6, "heads": 6, "ffn": 1024, "vocabulary": 8192, "
 TINY = {"dim": 32, "layers": 1, "heads": 2, "ffn": 64, "vocabulary": 256, "length": 32, "sequences": 4}
 LOG_EVERY = 50
 FIT = "fit-seconds"
-FORECAST = 60
+FORECAST = 100
 """Seconds that a part may take; none is begun with less left."""
 
 
@@ -157,8 +157,9 @@ def in_a_process(config: dict[str, Any], part: str, folder: Path, limit: float) 
 def main() -> int:
     import bench
 
-    parser = bench.parser(__doc__ or "", budget=250)
+    parser = bench.parser(__doc__ or "", budget=330)
     parser.add_argument("--tokens", type=float, default=20e6, help="of each trial")
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--against", type=Path, metavar="FILE", help="a result of suite.py")
     options = parser.parse_args()
     sizes = TINY if options.tiny else SIZES
@@ -171,7 +172,8 @@ def main() -> int:
     try:
         with results.guard(case, "priming"):
             in_a_process(config | {"steps": 20}, "priming", folder, results.left)
-        for part, (trials, _) in PARTS.items():
+        for part in options.parts:
+            trials, _ = PARTS[part]
             if results.affords(0 if options.tiny else FORECAST, case, part):
                 with results.guard(case, part):
                     whole = in_a_process(config, part, folder, results.left)

@@ -2,7 +2,7 @@
 
 The wall time is that of the command, from its start to its end. It is held against the rate that the same trials would have
 without a second lost: each at its own steady tokens/s, one after the other. `--warm-from HOME` takes over the compiled code and the
-tokens of a home that an earlier run left (`--home`), `--prime` makes one by a short run before. `--alone HOME` does something else: it
+tokens of a home that an earlier run left (`--home`), `--prime` makes one by a short run before, and leaves it beside `--home`. `--alone HOME` does something else: it
 measures every arm of the suite in that home again, each alone, in a run with one worker.
 
 Every trial evaluates 262,144 tokens twice: less than 1 % of the work of its training.
@@ -111,7 +111,7 @@ def records(home: Path) -> list[TrialRecord]:
 def take_over(old: Path, new: Path) -> None:
     """Have a new home use the caches of an old one; linked, for compiled code knows by path where it lies."""
     new.mkdir(parents=True)
-    (new / "cache").symlink_to((old / "cache").absolute(), target_is_directory=True)
+    (new / "cache").symlink_to((old / "cache").resolve(strict=True), target_is_directory=True)
 
 
 def finished(records: list[TrialRecord]) -> list[TrialRecord]:
@@ -177,7 +177,7 @@ def whole(results: bench.Results, options: Any, folder: Path) -> None:
     """A whole suite."""
     home, warm_from = options.home or folder / "home", options.warm_from
     if options.prime:
-        warm_from = folder / "prime"
+        warm_from = home.with_name(f"{home.name}-primed")
         shorter = ["--set", f"train.tokens={min(PRIMING_TOKENS, options.tokens)}", "--seeds", "1"]
         primed = run(warm_from, options, *shorter, limit=results.left)
         print(f"primed in {primed.wall:.0f} s, exit code {primed.code}", file=sys.stderr)
