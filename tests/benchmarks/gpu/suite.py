@@ -2,8 +2,8 @@
 
 The wall time is that of the command, from its start to its end. It is held against the rate that the same trials would have
 without a second lost: each at its own steady tokens/s, one after the other. `--warm-from HOME` takes over the compiled code and the
-tokens of a home that an earlier run left (`--home`), `--prime` makes one by a short run before, and leaves it beside `--home`. `--alone HOME` does something else: it
-measures every arm of the suite in that home again, each alone, in a run with one worker.
+tokens of a home that an earlier run left (`--home`), `--prime` makes one by a short run before, and leaves it beside `--home`.
+`--alone HOME` does something else: it measures every arm of the suite in that home again, each alone, in a run with one worker.
 
 Every trial evaluates 262,144 tokens twice: less than 1 % of the work of its training.
 """
