@@ -74,5 +74,5 @@ class Lease:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self._on_end()  # before the next holder's window can begin
         self.release()
-        self._on_end()

@@ -48,14 +48,18 @@ def test_a_free_lease_is_exclusive_and_waits_for_nobody() -> None:
 
 
 def test_a_lease_may_be_taken_before_the_measured_window() -> None:
-    seen: list[str] = []
-    lease = Lease("device", on_start=lambda: seen.append("start"), on_end=lambda: seen.append("end"))
+    seen: list[tuple[str, bool]] = []
+    lease = Lease(
+        "device",
+        on_start=lambda: seen.append(("start", lease.held)),
+        on_end=lambda: seen.append(("end", lease.held)),  # it is over before the next one's can begin
+    )
     lease.release()
     lease.acquire()
     assert lease.held and not seen
     with lease:
-        assert seen == ["start"]
-    assert (lease.held, lease.exclusive, seen) == (False, True, ["start", "end"])
+        assert seen == [("start", True)]
+    assert (lease.held, lease.exclusive, seen) == (False, True, [("start", True), ("end", True)])
 
 
 @pytest.mark.parametrize(("mode", "free"), [("", False), ("shared=True", True)])
