@@ -102,10 +102,10 @@ def run(home: Path, options: Any, *arguments: str, limit: float) -> Run:
 
 
 def records(home: Path) -> list[TrialRecord]:
-    """All that a home has of trials, in the spool or in the store."""
+    """All that a home has of trials, in the spool or in the store, in the order in which they began."""
     found = {record.record_id: record for record in Spool(home).records()}
     found |= {record.record_id: record for record in Store.open(home, create=False).trials()}
-    return list(found.values())
+    return sorted(found.values(), key=lambda record: record.started_at)
 
 
 def take_over(old: Path, new: Path) -> None:
