@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import html.parser
 import re
-import shutil
 import subprocess
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import needs
 import pytest
 from effects_frames import (
     ACTIVATION,
@@ -252,7 +252,7 @@ def test_latex_is_a_whole_document_with_booktabs() -> None:
         assert len(re.sub(r"p\{.*?\}", "p", columns)) == len(re.split(r"(?<!\\)&", row))
 
 
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
+@needs.program("pdflatex")
 @pytest.mark.parametrize("made", [page, hostile])
 def test_latex_compiles_as_it_is(made: Any, tmp_path: Path) -> None:
     (tmp_path / "report.tex").write_text(made().render("latex"), encoding="utf-8")
@@ -262,7 +262,7 @@ def test_latex_compiles_as_it_is(made: Any, tmp_path: Path) -> None:
     assert (tmp_path / "report.pdf").stat().st_size > 10_000
 
 
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
+@needs.program("pdflatex")
 def test_latex_knows_every_letter_that_it_is_given(tmp_path: Path) -> None:
     letters = "".join(
         chr(code) for code in [*range(0x20, 0x7F), *range(0xA0, 0x250), *range(0x370, 0x400), 0x2026, 0x4E2D, 0x1F600]

@@ -6,15 +6,15 @@ import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import needs
 import pandas as pd
 import pytest
 from effects_frames import hostile, planted
+from playwright import sync_api as playwright
 
 from registry.report import Report, Sources
 
-playwright = pytest.importorskip("playwright.sync_api")
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+pytestmark = needs.program("chromium")
 Open = Callable[..., Any]
 
 
@@ -37,7 +37,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def open_page(files: dict[str, str]) -> Iterator[Open]:
     """Opens a page at a width, with all that it says on the console and asks of the network in `page.troubles`."""
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
 
         def opened(name: str, width: int = 1200, **options: Any) -> Any:
             page = browser.new_context(viewport={"width": width, "height": 900}, **options).new_page()
