@@ -40,9 +40,10 @@ class Speeds:
     def _ratios(self) -> dict[tuple[str, str], float]:
         from registry import Store
         from registry.mirror import sync
+        from registry.standing import unretracted
 
         place = environment.environment_id(environment.expected(workers=self.workers))
-        trials = sync(Store.open(self.home, self.tracking_uri, create=False)).trials
+        trials = unretracted(sync(Store.open(self.home, self.tracking_uri, create=False)))
         names = ("environment_id", "purpose", "status", "exclusive", "finished_at", "trial_id", "recipe", "code_fingerprint",
                  "context")  # fmt: skip
         rows = [
@@ -72,8 +73,9 @@ class Forecast:
 
     def __init__(self, store: Store, environment_id: str, found: dict[str, Any]) -> None:
         from registry.mirror import sync
+        from registry.standing import unretracted
 
-        known = sync(store).trials
+        known = unretracted(sync(store))
         columns = ("environment_id", "finished_at", "metrics.tokens_per_second", "metrics.flops_per_token", "recipe")
         rows = [
             row[1:] for row in zip(*(known[name].to_pylist() for name in columns), strict=True)
@@ -131,7 +133,7 @@ def _matmul_rate(threads: int) -> float:
 class Results:
     """What an environment has of trials: the status of each, and of tuning trials the loss.
 
-    Those whose status is in `again` count as not done, unless they are among those `tried` already.
+    Those whose status is in `again` count as not done, unless they are among those `tried` already; what was retracted is no result.
     """
 
     def __init__(
@@ -139,7 +141,11 @@ class Results:
     ) -> None:  # fmt: skip
         self.store, self.place, self.again, self.tried = store, environment_id, again, tried
         self.statuses = store.statuses(environment_id)
-        self.spooled = [r for r in spool.records() if (r.environment_id, r.purpose) == (environment_id, "primary")]
+        retracted = store.retracted()
+        self.spooled = [
+            r for r in spool.records()
+            if (r.environment_id, r.purpose) == (environment_id, "primary") and r.record_id not in retracted
+        ]  # fmt: skip
         self.statuses |= {record.trial_id: record.status for record in self.spooled}
 
     def __call__(self, trial_id: str) -> float | None:
@@ -159,8 +165,9 @@ class Results:
     def _losses(self) -> dict[str, float]:
         """Of each trial that finished, as its first record has it: the one that leaderboards count."""
         from registry.mirror import sync
+        from registry.standing import unretracted
 
-        trials = sync(self.store).trials
+        trials = unretracted(sync(self.store))
         names = ("environment_id", "purpose", "status", "finished_at", "trial_id", "metrics.val_loss")
         rows = zip(*(trials[name].to_pylist() for name in names), strict=True)
         found = [row[3:] for row in rows if row[:3] == (self.place, "primary", "finished")]

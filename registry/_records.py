@@ -25,7 +25,7 @@ _FIELDS = """
 """.split()
 _RECORDS = """
     SELECT trials.* FROM (SELECT DISTINCT trial_id FROM designs WHERE design_id = '{design}') JOIN trials USING (trial_id)
-    WHERE trials.counts OR trials.purpose = 'speed' AND trials.status = 'finished' AND trials.exclusive
+    WHERE trials.counts OR trials.purpose = 'speed' AND trials.status = 'finished' AND trials.exclusive AND trials.retracted = ''
 """
 
 

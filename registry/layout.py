@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Generic, Literal, TypeVar
 
-from .record import DesignRecord, RecordError, TrialRecord
+from .record import DesignRecord, MarkRecord, RecordError, TrialRecord
 
-Kind = Literal["trial", "design"]
+Kind = Literal["trial", "design", "mark"]
 ID, KIND, COMPLETE, WRITER = "ablate.record_id", "ablate.kind", "ablate.complete", "ablate.writer"
 RECORD, CHUNKS = "ablate.record", "ablate.chunks"
 CHUNK = 5000
@@ -24,7 +24,7 @@ CHUNK = 5000
 CURVES, TOKENS = "curves/", "curves/tokens"
 """Metric names of the loss curves, and of the tokens trained on at each of their steps."""
 
-R = TypeVar("R", TrialRecord, DesignRecord)
+R = TypeVar("R", TrialRecord, DesignRecord, MarkRecord)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +88,25 @@ def design_run(design: DesignRecord) -> RunContent:
     )
 
 
+def mark_run(mark: MarkRecord) -> RunContent:
+    """The run of a mark. All marks lie in one experiment: a mark outlives the run of the record that it speaks of."""
+    return RunContent(
+        record_id=mark.mark_id,
+        experiment="marks",
+        name=f"{mark.kind} · {mark.trial_id}",
+        status="FINISHED",
+        span=(milliseconds(mark.created_at), milliseconds(mark.created_at)),
+        tags=mark_tags(mark),
+        params={
+            name: getattr(mark, name)[:6000]
+            for name in ("kind", "record_id", "trial_id", "why", "author")
+            if getattr(mark, name)
+        },
+        metrics=[],
+        artifact=("mark.json", mark.to_json()),
+    )
+
+
 def trial_tags(record: TrialRecord) -> dict[str, str]:
     """The tags of a trial's run, except `ablate.complete`."""
     identity = {
@@ -120,6 +139,12 @@ def design_tags(record: DesignRecord) -> dict[str, str]:
     return tags | {"ablate.schema": str(record.schema_version)} | _chunks(record.to_json())
 
 
+def mark_tags(mark: MarkRecord) -> dict[str, str]:
+    """The tags of a mark's run, except `ablate.complete`."""
+    tags = {ID: mark.mark_id, KIND: "mark", "ablate.schema": str(mark.schema_version)}
+    return tags | _chunks(mark.to_json())
+
+
 def chunk_names(count: int) -> list[str]:
     return [RECORD, *(f"{RECORD}.{i}" for i in range(1, count))]
 
@@ -142,14 +167,14 @@ def load(runs: Iterable[TaggedRun], record_type: type[R]) -> Loaded[R]:
         except (KeyError, ValueError):
             loaded.damaged.append((run.run_id, f"part of the tags {RECORD} is missing"))
         else:
-            record_id = record.design_id if isinstance(record, DesignRecord) else record.record_id
+            record_id = getattr(record, record.KEY)
             if record_id not in seen:
                 seen.add(record_id)
                 loaded.records[run.run_id] = record
     return loaded
 
 
-def merge_statuses(attempts: Iterable[tuple[str, str, str]]) -> dict[str, str]:
+def merge_statuses(attempts: Iterable[Sequence[str]]) -> dict[str, str]:
     """From (trial id, status, finished_at) of attempts: `finished`, else `diverged`, else how the latest one ended."""
     final = {"finished": 2, "diverged": 1}
     best: dict[str, tuple[int, str, str]] = {}

@@ -34,7 +34,7 @@ _BOARD = """
     SELECT trials.* REPLACE (designs.suite AS suite, designs.scale AS scale), designs.kind, designs.control, designs.cell,
         designs.levels
     FROM designs JOIN trials USING (trial_id)
-    WHERE designs.latest AND (trials.counts OR trials.purpose = 'speed' AND trials.status = 'finished')
+    WHERE designs.latest AND (trials.counts OR trials.purpose = 'speed' AND trials.status = 'finished' AND trials.retracted = '')
     QUALIFY trials.counts OR row_number() OVER (
         PARTITION BY design_id, trial_id, environment_id, trials.purpose
         ORDER BY exclusive DESC, trials.suite = designs.suite DESC, finished_at DESC, record_id

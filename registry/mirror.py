@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from .layout import Kind, flatten, load
 from .locks import FileLock
-from .record import METRICS, DesignRecord, TrialRecord
+from .record import METRICS, DesignRecord, MarkRecord, TrialRecord
 from .store import Store
 
 VERSION = "3"
@@ -48,6 +48,12 @@ TRIALS = pa.schema(
     + [(f"metrics.{name}", pa.float64()) for name in METRICS]
 )
 DESIGNS = pa.schema([(name, pa.string()) for name in ("run_id", "design_id", "suite", "scale", "created_at", "design")])
+MARKS = pa.schema(
+    [
+        (name, pa.string())
+        for name in ("run_id", "mark_id", "kind", "record_id", "trial_id", "why", "author", "created_at", "mark")
+    ]
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,45 +61,44 @@ class Mirror:
     """The copy's tables, one row per record, and the (run id, reason) of runs left out as damaged.
 
     `trials` has the columns of `TRIALS`, and for each setting found in a recipe `recipe.<path>` and for each variant
-    chosen `options.<path>`; `designs` has those of `DESIGNS`.
+    chosen `options.<path>`; `designs` has those of `DESIGNS`, `marks` those of `MARKS`.
     """
 
     trials: pa.Table
     designs: pa.Table
     damaged: list[tuple[str, str]]
+    marks: pa.Table = field(default_factory=MARKS.empty_table)
 
 
 def sync(store: Store, *, offline: bool = False) -> Mirror:
     """The mirror of `store`, brought up to date first unless `offline`. Any number of processes may do so at once."""
     folder = store.home / "mirror" / hashlib.sha256(store.name.encode()).hexdigest()[:16]
     if offline:
-        return Mirror(_read(folder / "trials.parquet", TRIALS), _read(folder / "designs.parquet", DESIGNS), [])
+        kept = {f"{kind}s": _read(folder / f"{kind}s.parquet", schema) for kind, (schema, _, _) in _TABLES.items()}
+        return Mirror(**kept, damaged=[])
     if store.missing:
         return Mirror(TRIALS.empty_table(), DESIGNS.empty_table(), [])
     with FileLock(folder / "lock"):
-        trials, bad_trials = _update(store, "trial", folder / "trials.parquet", TRIALS)
-        designs, bad_designs = _update(store, "design", folder / "designs.parquet", DESIGNS)
-    return Mirror(trials, designs, bad_trials + bad_designs)
+        found = {kind: _update(store, kind, folder / f"{kind}s.parquet") for kind in _TABLES}
+    tables = {f"{kind}s": table for kind, (table, _) in found.items()}
+    return Mirror(**tables, damaged=[run for _, damaged in found.values() for run in damaged])
 
 
-def _update(store: Store, kind: Kind, path: Path, schema: pa.Schema) -> tuple[pa.Table, list[tuple[str, str]]]:
+def _update(store: Store, kind: Kind, path: Path) -> tuple[pa.Table, list[tuple[str, str]]]:
+    schema, record_type, row_of = _TABLES[kind]
     old, now = _read(path, schema), datetime.now(UTC)
     known = old["run_id"].to_pylist()
     synced = (old.schema.metadata or {}).get(b"full_sync")
     last_full = datetime.fromisoformat(synced.decode()) if synced else None
     recent = store.path is None and last_full is not None and now - last_full < FULL_SYNC
     changes = store.changes(kind, set(known), last_full if recent else None)
-    if kind == "trial":
-        loaded = load(changes.new, TrialRecord)
-        rows = [_trial_row(run_id, record) for run_id, record in loaded.records.items()]
-    else:
-        loaded = load(changes.new, DesignRecord)
-        rows = [_design_row(run_id, record) for run_id, record in loaded.records.items()]
+    loaded = load(changes.new, record_type)
+    rows = [row_of(run_id, record) for run_id, record in loaded.records.items()]
     table = old
     if changes.present is not None and not changes.present.issuperset(known):
         table = table.filter(pa.array([run_id in changes.present for run_id in known], pa.bool_()))
     if rows:
-        table = _join(table, _table(rows, schema), f"{kind if kind == 'design' else 'record'}_id")
+        table = _join(table, _table(rows, schema), record_type.KEY)
     if table is not old or synced is None or (store.path is None and not recent):
         last_full = now if changes.present is not None or last_full is None else last_full
         table = table.replace_schema_metadata({"version": VERSION, "full_sync": last_full.isoformat()})
@@ -136,6 +141,19 @@ def _trial_row(run_id: str, record: TrialRecord) -> dict[str, Any]:
 def _design_row(run_id: str, record: DesignRecord) -> dict[str, Any]:
     row = {name: getattr(record, name) for name in ("design_id", "suite", "scale", "created_at")}
     return {"run_id": run_id, **row, "design": record.to_json()}
+
+
+def _mark_row(run_id: str, mark: MarkRecord) -> dict[str, Any]:
+    row = {name: getattr(mark, name) for name in MARKS.names[1:-1]}
+    return {"run_id": run_id, **row, "mark": mark.to_json()}
+
+
+_TABLES: dict[Kind, tuple[pa.Schema, Any, Callable[[str, Any], dict[str, Any]]]] = {
+    "trial": (TRIALS, TrialRecord, _trial_row),
+    "design": (DESIGNS, DesignRecord, _design_row),
+    "mark": (MARKS, MarkRecord, _mark_row),
+}
+"""Of each kind of record its table's schema, its type and how it becomes a row."""
 
 
 def _table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:

@@ -1,4 +1,4 @@
-"""The schema of what the registry holds: one record per attempt at a trial, one per design of a suite.
+"""The schema of what the registry holds: one record per attempt at a trial, one per design of a suite, one per mark on an attempt.
 
 Standard library only, so that any program can read and write records. Units are in `METRICS`.
 """
@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import math
 import uuid
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 SCHEMA_VERSION = 3
 
@@ -17,6 +18,10 @@ Status = Literal["finished", "diverged", "out_of_memory", "timeout", "crashed", 
 Purpose = Literal["primary", "verify", "speed", "check"]
 STATUSES: tuple[str, ...] = get_args(Status)
 PURPOSES: tuple[str, ...] = get_args(Purpose)
+MARKS = ("retraction",)
+"""What a mark may say of a record."""
+REPRODUCES, REFUTED = "reproduces", "does not reproduce"
+"""The verdicts of a verification."""
 ALONE = ("one_at_a_time", "leave_one_out")
 """Kinds of design whose cells depart from the baseline by one level, and are named by that."""
 CONTROLS = ("aa", "bad")
@@ -173,8 +178,11 @@ class TrialRecord(_Json):
     `environment_id` on what, `record_id` which attempt. Losses compare where `evaluation_fingerprint` is the same: the
     held-out text and the tokenizer; bits per byte where `text_fingerprint` is: the text alone. `recipe`, `environment` and
     `context` are plain JSON objects; `metrics` maps names of `METRICS` (others are allowed) to finite numbers; `curves` maps a metric
-    to `[step, tokens, value]` points.
+    to `[step, tokens, value]` points. What trained a trial again to verify a record says so in its context, as `verification`:
+    `{"of": record_id, "verdict": "reproduces" or "does not reproduce", "checks": [...]}`.
     """
+
+    KEY: ClassVar[str] = "record_id"
 
     record_id: str
     trial_id: str
@@ -256,6 +264,8 @@ class DesignRecord(_Json):
     seed, `chosen` is None while the search lasts, and an arm that is not bracketed is untuned.
     """
 
+    KEY: ClassVar[str] = "design_id"
+
     design_id: str
     suite: str
     scale: str
@@ -299,6 +309,42 @@ class DesignRecord(_Json):
         """Whether the two differ in nothing but when they were recorded and how they were asked for."""
         own = {name: getattr(other, name) for name in ("design_id", "created_at", "command")}
         return self.to_dict() | own == other.to_dict()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MarkRecord(_Json):
+    """What somebody said of a record after it was written, for records are never changed: a `retraction`, and `why`."""
+
+    KEY: ClassVar[str] = "mark_id"
+
+    mark_id: str
+    kind: str
+    record_id: str
+    trial_id: str
+    why: str
+    author: str = ""
+    created_at: str
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        for name in ("mark_id", "kind", "record_id", "trial_id", "why", "created_at"):
+            value = getattr(self, name)
+            good = isinstance(value, str) and value.strip() != ""
+            _check(good, f"{name}: expected a non-empty string, not {value!r}")
+        _check(isinstance(self.author, str), f"author: {self.author!r} is not a string")
+        _check(self.kind in MARKS, f"kind: {self.kind!r} is not one of {', '.join(MARKS)}")
+        _check(
+            self.schema_version == SCHEMA_VERSION, f"schema_version: {self.schema_version!r} is not {SCHEMA_VERSION}"
+        )
+
+
+def retractions(marks: Iterable[MarkRecord]) -> dict[str, str]:
+    """By record id, why it was retracted: the first reason that was given."""
+    found: dict[str, str] = {}
+    for mark in sorted(marks, key=lambda mark: (mark.created_at, mark.mark_id)):
+        if mark.kind == "retraction":
+            found.setdefault(mark.record_id, mark.why)
+    return found
 
 
 def cell_label(design: DesignRecord, levels: dict[str, str]) -> str:

@@ -22,6 +22,7 @@ from .home import home as default_home
 from .mirror import Mirror, sync
 from .record import ALONE, cell_label
 from .sql import Sandbox
+from .standing import unretracted
 from .store import Store
 
 Format = Literal["html", "markdown", "latex"]
@@ -270,8 +271,9 @@ def _tuning_losses(mirror: Mirror, found: Effects) -> figures.Losses:
         for trial_id in ids
     }  # fmt: skip
     losses: dict[str, dict[float, list[float]]] = {}
-    known = [trial_id in searching for trial_id in mirror.trials["trial_id"].to_pylist()] if searching else []
-    for record in mirror.trials.filter(pa.array(known, pa.bool_())).to_pylist() if searching else ():
+    trials = unretracted(mirror)
+    known = [trial_id in searching for trial_id in trials["trial_id"].to_pylist()] if searching else []
+    for record in trials.filter(pa.array(known, pa.bool_())).to_pylist() if searching else ():
         arm = searching[record["trial_id"]]
         value = values.get(record["trial_id"], record.get(f"recipe.{tuning[arm]['field']}"))
         if record["purpose"] == "primary" and record["status"] == "finished" and value is not None:

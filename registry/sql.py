@@ -16,14 +16,15 @@ import pyarrow as pa
 
 from .mirror import TRIALS, Mirror
 from .record import DesignRecord, cell_label
+from .standing import standing, unretracted
 
 T = TypeVar("T")
 TIME_LIMIT_S = 30.0
 MEMORY_LIMIT = "2GB"
 
 _COUNTS = """
-purpose = 'primary' AND row_number() OVER (
-    PARTITION BY trial_id, environment_id, purpose
+purpose = 'primary' AND reason IS NULL AND row_number() OVER (
+    PARTITION BY trial_id, environment_id, purpose, reason IS NULL
     ORDER BY CASE status WHEN 'finished' THEN 0 WHEN 'diverged' THEN 1 ELSE 2 END,
         CASE WHEN status IN ('finished', 'diverged') THEN finished_at END, finished_at DESC, record_id
 ) = 1
@@ -38,12 +39,13 @@ class Sandbox:
     """A locked DuckDB connection over a mirror.
 
     Views: `trials`, one row per record: its fields (`counts` marks the one primary record of a trial and environment
-    that leaderboards count: the earliest that finished), metrics under their names, and the recipe: each setting is a
+    that leaderboards count: the earliest that finished and was not retracted; `retracted` says why it was, or ''; `verified` and `refuted`
+    how many attempts to reproduce it did, or did not), metrics under their names, and the recipe: each setting is a
     column named as the last part of its path (`n_layers` for `model.n_layers`; the whole path with `_` where two
     settings share a last part or it is taken), a variant's name is in the column of its factor (`attention`), its
     options are columns too and all together JSON in `attention_options`. `designs`, one row per suite, scale, design
     and trial (`latest` marks the newest design that has results; `control` is empty, or says what the trial is a control for:
-    its cell is named for that).
+    its cell is named for that). `marks`, one row per mark: its kind, the record and trial of which it speaks, why, author, created_at.
     """
 
     def __init__(self, mirror: Mirror, **tables: pa.Table | pd.DataFrame) -> None:
@@ -51,8 +53,14 @@ class Sandbox:
         connection.register("_trials", mirror.trials)
         names = column_names(mirror.trials.column_names)
         selected = ", ".join(f'"{column}" AS "{name}"' for column, name in names.items())
-        connection.execute(f"CREATE VIEW trials AS SELECT {selected}, {_COUNTS} AS counts FROM _trials")
-        for name, table in {"designs": exploded(mirror.designs, mirror.trials), **tables}.items():
+        connection.register("_standing", standing(mirror).rename_columns(["of", "reason", "confirmed", "denied"]))
+        connection.execute(f"""
+            CREATE VIEW trials AS SELECT {selected}, {_COUNTS} AS counts, coalesce(reason, '') AS retracted,
+                coalesce(confirmed, 0) AS verified, coalesce(denied, 0) AS refuted
+            FROM _trials LEFT JOIN _standing ON record_id = "of"
+        """)
+        marks = mirror.marks.drop_columns(["mark"])
+        for name, table in {"designs": exploded(mirror.designs, unretracted(mirror)), "marks": marks, **tables}.items():
             connection.register(name, table)
         for setting in (
             "python_enable_replacements = false",
@@ -118,7 +126,7 @@ def column_names(columns: list[str]) -> dict[str, str]:
     """The SQL name of each column of the mirror's table of trials."""
     fixed = [name for name in columns if "." not in name]
     metrics = [name for name in columns if name.startswith("metrics.")]
-    taken = {name.lower() for name in fixed} | {"counts"}
+    taken = {name.lower() for name in fixed} | {"counts", "retracted", "verified", "refuted"}
     names = {name: name for name in fixed}
     for column in metrics:
         short = _word(column.removeprefix("metrics."))

@@ -59,11 +59,11 @@ class FastReader:
                         tags[run_id][key] = value
         return [TaggedRun(run_id, found) for run_id, found in tags.items()]
 
-    def attempts(self, environment_id: str, purpose: str) -> list[tuple[str, str, str]]:
-        """Of each trial's run: (trial id, status, finished_at)."""
+    def attempts(self, environment_id: str, purpose: str) -> list[tuple[str, str, str, str]]:
+        """Of each trial's run: (record id, trial id, status, finished_at)."""
         names = ("trial_id", "status", "finished_at", "environment_id", "purpose")
         joins = "".join(f" JOIN tags AS {n} ON {n}.run_uuid = run.run_uuid AND {n}.key = 'ablate.{n}'" for n in names)
-        sql = f"SELECT trial_id.value, status.value, finished_at.value FROM ({_COMPLETE}) AS run{joins}"
+        sql = f"SELECT run.record_id, trial_id.value, status.value, finished_at.value FROM ({_COMPLETE}) AS run{joins}"
         where = " WHERE environment_id.value = :environment_id AND purpose.value = :purpose"
         values = {"kind": "trial", "environment_id": environment_id, "purpose": purpose}
         with self._connect() as database:

@@ -25,7 +25,7 @@ from urllib.parse import unquote, urlsplit
 from . import layout
 from .layout import COMPLETE, CURVES, ID, KIND, WRITER, Kind, RunContent, TaggedRun
 from .locks import FileLock
-from .record import DesignRecord, TrialRecord
+from .record import DesignRecord, MarkRecord, TrialRecord, retractions
 from .spool import Spool
 from .sqlite_read import FastReader, open_fast
 
@@ -107,6 +107,10 @@ class Store:
         """Put `design` into the store unless it is there, and give its run id."""
         return self._write(layout.design_run(design))
 
+    def write_mark(self, mark: MarkRecord) -> str:
+        """Put `mark` into the store unless it is there, and give its run id."""
+        return self._write(layout.mark_run(mark))
+
     def declare(self, design: DesignRecord) -> None:
         """Make `design` the newest of its suite and scale, unless the newest says the same."""
         known = [old for old in self.designs() if (old.suite, old.scale) == (design.suite, design.scale)]
@@ -144,20 +148,37 @@ class Store:
         found = layout.load(self.changes("design").new, DesignRecord).records.values()
         return sorted(found, key=lambda design: (design.created_at, design.design_id))
 
+    def marks(self) -> list[MarkRecord]:
+        """Every mark, oldest first."""
+        found = layout.load(self.changes("mark").new, MarkRecord).records.values()
+        return sorted(found, key=lambda mark: (mark.created_at, mark.mark_id))
+
+    def retracted(self) -> dict[str, str]:
+        """By record id, why it was retracted."""
+        return retractions(self.marks())
+
     def damaged(self) -> list[tuple[str, str]]:
         """(run id, reason) of runs that were written by us and hold no record."""
         trials = layout.load(self.changes("trial").new, TrialRecord).damaged
-        return trials + layout.load(self.changes("design").new, DesignRecord).damaged
+        designs = layout.load(self.changes("design").new, DesignRecord).damaged
+        return trials + designs + layout.load(self.changes("mark").new, MarkRecord).damaged
 
     def statuses(self, environment_id: str, purpose: str = "primary") -> dict[str, str]:
-        """Status by trial id: `finished` or `diverged` if any attempt ended so, else that of the latest attempt."""
+        """Status by trial id: `finished` or `diverged` if any attempt ended so, else that of the latest attempt.
+
+        What was retracted is no attempt: a trial with nothing else is to be trained again.
+        """
         if self.missing:
             return {}
         if self._fast:
-            return layout.merge_statuses(self._fast.attempts(environment_id, purpose))
-        wanted = {"ablate.environment_id": environment_id, "ablate.purpose": purpose}
-        tags = [run.data.tags for run in self._search("trial", wanted)]
-        return layout.merge_statuses((t["ablate.trial_id"], t["ablate.status"], t["ablate.finished_at"]) for t in tags)
+            attempts = self._fast.attempts(environment_id, purpose)
+        else:
+            wanted = {"ablate.environment_id": environment_id, "ablate.purpose": purpose}
+            names = (ID, "ablate.trial_id", "ablate.status", "ablate.finished_at")
+            tags = [run.data.tags for run in self._search("trial", wanted)]
+            attempts = [(t[names[0]], t[names[1]], t[names[2]], t[names[3]]) for t in tags]
+        retracted = self.retracted()
+        return layout.merge_statuses(rest for record_id, *rest in attempts if record_id not in retracted)
 
     def curves(self, record_id: str) -> dict[str, list[list[float]]]:
         """The curves of one record: metric to `[step, tokens, value]` points."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from registry import layout
-from registry.record import DesignRecord, TrialRecord
+from registry.record import DesignRecord, MarkRecord, TrialRecord
 from registry.store import Store
 
 ENVIRONMENT = "env-cpu"
@@ -128,6 +128,27 @@ def design(
         "created_at": created_at,
     }
     return DesignRecord(**(base | fields))
+
+
+def retraction(of: TrialRecord, why: str = "wrong data", number: int = 0, **fields: Any) -> MarkRecord:
+    """The mark that retracts a record."""
+    base: dict[str, Any] = {
+        "mark_id": _id("mark", of.record_id, number) * 2,
+        "kind": "retraction",
+        "record_id": of.record_id,
+        "trial_id": of.trial_id,
+        "why": why,
+        "author": "ada",
+        "created_at": f"2026-01-03T03:{number:02d}:00+00:00",
+    }
+    return MarkRecord(**(base | fields))
+
+
+def verification(of: TrialRecord, verdict: str, attempt: int = 1) -> TrialRecord:
+    """The record of an attempt to reproduce another."""
+    said = {"of": of.record_id, "verdict": verdict, "checks": []}
+    levels = of.context["levels"]
+    return record(levels, of.seed, purpose="verify", attempt=attempt, context={"levels": levels, "verification": said})
 
 
 @functools.cache
