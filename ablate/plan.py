@@ -199,7 +199,7 @@ def make_plan(
 
     found = environment.expected(workers=workers)
     place = environment.environment_id(found)
-    identities = _Identities(home / "cache")
+    identities = Identities(home / "cache")
     store = Store.open(home, tracking_uri, create=False)
     again = RETRYABLE if retry_failed else ()
     unfolded, results, finished_before = _unfold(
@@ -232,7 +232,7 @@ def make_plan(
 
 
 def _unfold(
-    design: Design, identities: _Identities, home: Path, place: str, look: Callable[[], Results]
+    design: Design, identities: Identities, home: Path, place: str, look: Callable[[], Results]
 ) -> tuple[Stages, Results, dict[str, int]]:  # fmt: skip
     """The stages of a design, what they follow from, and what the locks of its trials had counted before that was looked up."""
     from registry.locks import TrialLock
@@ -265,7 +265,7 @@ class _Identity:
     memory: float
 
 
-class _Identities:
+class Identities:
     """Identity and size of recipes; corpora are hashed and code is parsed once each."""
 
     def __init__(self, cache: Path) -> None:
@@ -292,7 +292,7 @@ class _Identities:
         return self._memo[key]
 
 
-def _warnings(rows: list[Row], identities: _Identities) -> list[str]:
+def _warnings(rows: list[Row], identities: Identities) -> list[str]:
     """What a user should know before spending anything."""
     ids = [identities(row.trial.recipe) for row in rows]
     found = sorted({i.note for i in ids if i.note})

@@ -35,6 +35,7 @@ from registry.locks import TrialLock
 from registry.record import TrialRecord, attempt_key
 from registry.spool import Spool
 from registry.store import Store
+from registry.verification import with_verdict
 
 # read when Ray is imported, and inherited by its processes
 os.environ.update(
@@ -237,7 +238,7 @@ class _Run:
             self.rows.settle(index)
             return
         cause = f"its worker died {TRIES} times ({reason or 'killed'}); see {log_path(self.home, job.trial_id)}"
-        record = make_record(job, self.environment, status="killed", cause=cause)
+        record = with_verdict(make_record(job, self.environment, status="killed", cause=cause), job.verifies)
         self.spool.put(record)
         lock.mark_finished()
         lock.release()

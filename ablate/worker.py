@@ -22,6 +22,7 @@ from ablate.watchdog import Watchdog
 from registry.locks import TrialLock
 from registry.record import TrialRecord, attempt_key, new_record_id
 from registry.spool import Spool
+from registry.verification import with_verdict
 
 if TYPE_CHECKING:
     from ablate.train import OnStep, Progress, Result
@@ -59,6 +60,8 @@ class Job:
     ablate_version: str
     memory_gib: float = 0.0
     """Forecast of what it takes of its device."""
+    verifies: dict[str, Any] | None = None
+    """The claim that it puts to the test (a `registry.verification.Claim`, plain)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +180,8 @@ def _attempt(
         )  # fmt: skip
 
     def hangs() -> None:
-        keep(ended("timeout", f"not done after {place.timeout:g} s, and it did not answer: its worker was ended"))
+        cause = f"not done after {place.timeout:g} s, and it did not answer: its worker was ended"
+        keep(with_verdict(ended("timeout", cause), job.verifies))
 
     def train() -> Result:
         return _resolve(place.trainer)(job, place, Hooks(exclusive=lease, on_step=on_step, phase=status.phase))
@@ -214,6 +218,7 @@ def _attempt(
             record, step_mode=result.step_mode, metrics=result.metrics | record.metrics, curves=result.curves,
             context=result.context | record.context,
         )  # fmt: skip
+    record = with_verdict(record, job.verifies)
     keep(record)
     return record
 

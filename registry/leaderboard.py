@@ -29,7 +29,7 @@ _CELL = (*_GROUP, "text_fingerprint", "cell_id", "kind", "control", "cell")
 SAME_TEXT = 0.02
 """By which share of its bytes the evaluated text of two cells may differ: the last sequence ends elsewhere with each tokenizer."""
 _SHOWN = ("val_loss", "val_bpb", "tokens_per_second", "mfu", "peak_memory_gib", "parameters")
-_ENDS = ("failed", "exclusive", "device", "environment_id", "evaluation_fingerprint", "cell_id")
+_ENDS = ("failed", "verified", "refuted", "exclusive", "device", "environment_id", "evaluation_fingerprint", "cell_id")
 _BOARD = """
     SELECT trials.* REPLACE (designs.suite AS suite, designs.scale AS scale), designs.kind, designs.control, designs.cell,
         designs.levels
@@ -92,9 +92,9 @@ class Leaderboard:
         Columns: `rank`; `suite` and `scale`; `cell`, its name; a column per factor; `control`, of those that
         are one, where there are any; `n` finished seeds; the mean of
         each metric, for val_loss and the metric sorted by with `<metric>_sd` over seeds and `<metric>_sem`, the standard error of the
-        mean; `failed`, the other outcomes; and what identifies the row. Speed and memory come from records that had
-        the device to themselves (those of the suite's newest pass for speed, where there was one). Where there are
-        none, they come from the others, `exclusive` is false, and the row has no rank by them.
+        mean; `failed`, the other outcomes; how often runs of the cell were `verified` and `refuted`; and what identifies the row.
+        Speed and memory come from records that had the device to themselves (those of the suite's newest pass for speed, where
+        there was one). Where there are none, they come from the others, `exclusive` is false, and the row has no rank by them.
         `frame.attrs["notes"]` lists what a reader must know, `named` the columns that name a cell to a reader. Raises like `trials`.
         """
         mirror = self._mirror()
@@ -161,6 +161,15 @@ class Leaderboard:
                          if self._suite in (None, s)})  # fmt: skip
         if self._scale is not None and self._scale not in scales:
             raise RegistryEmpty(f'no results at scale "{self._scale}"; there are some at: {", ".join(scales)}')
+        asked = [
+            {"suite": s, "scale": d}
+            for s, d in zip(mirror.designs["suite"].to_pylist(), mirror.designs["scale"].to_pylist(), strict=True)
+            if self._suite in (None, s) and self._scale in (None, d)
+        ]
+        if not self._where and (left := self._retracted(mirror, asked)):
+            raise RegistryEmpty(
+                f'nothing stands: {left} records were retracted; `ablate query "SELECT * FROM marks"` says why'
+            )
         if self._where:
             raise RegistryEmpty(f"no result fits {' AND '.join(self._where)}")
         raise RegistryEmpty(f"no results yet: run `ablate run {self._suite or 'quickstart'}`")
@@ -184,18 +193,38 @@ class Leaderboard:
         notes += _scale_of_loss(cells)
         if any(cell["failed"] for cell in cells):
             notes.append("n and the means are over finished trials only; the others are listed under failed")
+        if any(cell["verified"] or cell["refuted"] for cell in cells):
+            notes.append(
+                "verified, refuted: how often training a run of the cell again gave the same within the noise floor, or did not "
+                "(ablate verify)"
+            )
+        if left := self._retracted(mirror, cells):
+            notes.append(
+                f"{left} retracted record{'s are' if left > 1 else ' is'} left out (retracted in the view trials says why)"
+            )
         if not all(cell["exclusive"] for cell in cells):
             notes.append("~ measured while other trials shared the device: an indication, which is not ranked")
         if not self._where and (missing := self._missing(mirror, cells)):
             notes.append(missing)
         return notes + [f"left out, damaged: run {run_id} ({reason})" for run_id, reason in mirror.damaged]
 
+    def _retracted(self, mirror: Mirror, cells: list[dict[str, Any]]) -> int:
+        """How many records would be on these boards if they were not retracted."""
+        if not mirror.marks.num_rows:
+            return 0
+        sql = f"""
+            SELECT count(DISTINCT record_id) AS n FROM designs JOIN trials USING (trial_id)
+            WHERE latest AND retracted <> '' AND purpose IN ('primary', 'speed') AND (designs.suite, designs.scale) IN ({_boards(cells)})
+        """
+        with Sandbox(mirror) as sandbox:
+            (row,) = sandbox.rows(sql)
+        return row["n"]
+
     def _missing(self, mirror: Mirror, cells: list[dict[str, Any]]) -> str:
-        boards = ", ".join(sorted({f"({_literal(cell['suite'])}, {_literal(cell['scale'])})" for cell in cells}))
         sql = f"""
             SELECT count(DISTINCT trial_id) AS declared,
                 count(DISTINCT trial_id) FILTER (trial_id NOT IN (SELECT trial_id FROM trials WHERE counts)) AS missing
-            FROM designs WHERE latest AND (suite, scale) IN ({boards})
+            FROM designs WHERE latest AND (suite, scale) IN ({_boards(cells)})
         """
         with Sandbox(mirror) as sandbox:
             (row,) = sandbox.rows(sql)
@@ -240,6 +269,7 @@ def _aggregates(metrics: list[str], ranked_by: str) -> str:
     finished = f"{primary} AND status = 'finished'"
     parts = ["any_value(device) AS device", "any_value(levels) AS levels", f"count(*) FILTER ({finished}) AS n"]
     parts += [f"count(*) FILTER ({primary} AND status = '{status}') AS {status}" for status in STATUSES[1:]]
+    parts += [f"coalesce(sum({name}) FILTER ({primary}), 0)::INT AS {name}" for name in ("verified", "refuted")]
     parts.append(f"count(*) FILTER ({alone}) > 0 OR count(*) FILTER ({finished}) = 0 AS exclusive")
     for metric in metrics:
         kind = METRICS[metric].kind if metric in METRICS else "quality"
@@ -341,6 +371,11 @@ def _curves_table(curves: dict[str, dict[str, list[list[float]]]]) -> pa.Table:
     )
     columns = list(zip(*rows, strict=True)) or [()] * 5
     return pa.table([pa.array(column, kind) for column, kind in zip(columns, types, strict=True)], names=names)
+
+
+def _boards(cells: list[dict[str, Any]]) -> str:
+    """SQL for the suites and scales of cells."""
+    return ", ".join(sorted({f"({_literal(cell['suite'])}, {_literal(cell['scale'])})" for cell in cells}))
 
 
 def _literal(text: str) -> str:

@@ -143,6 +143,19 @@ class Store:
         """Every trial record, without curves."""
         return list(layout.load(self.changes("trial").new, TrialRecord).records.values())
 
+    def trial(self, record_id: str) -> TrialRecord:
+        """One record, without curves. Raises `StoreError` where there is none, or it is damaged."""
+        if self._fast:
+            ids = [run_id for run_id, found in self._fast.run_ids("trial").items() if found == record_id]
+            runs = self._fast.runs(ids)
+        else:
+            runs = [TaggedRun(run.info.run_id, run.data.tags) for run in self._search("trial", {ID: record_id})]
+        loaded = layout.load(runs, TrialRecord)
+        for record in loaded.records.values():
+            return record
+        reason = "; ".join(reason for _, reason in loaded.damaged) or "it is not there"
+        raise StoreError(f"record {record_id} cannot be read: {reason}")
+
     def designs(self) -> list[DesignRecord]:
         """Every design, oldest first."""
         found = layout.load(self.changes("design").new, DesignRecord).records.values()

@@ -82,6 +82,7 @@ def _brief(columns: Columns) -> tuple[str, Columns]:
         and not name.endswith(("_sem", "_sd"))
         and not (name in METRICS and set(values) <= {None})
         and not (name == "failed" and set(values) <= {""})
+        and not (name in ("verified", "refuted") and set(values) <= {0})
     }
     for name, values in brief.items():
         if f"{name}_sd" in columns:

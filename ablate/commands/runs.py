@@ -184,22 +184,6 @@ def timeline(
 
 
 @app.command()
-def logs(
-    trial: Annotated[str, typer.Argument(metavar="TRIAL", help="Id of a trial, or its first digits.")],
-) -> None:
-    """Print what the last attempt at a trial wrote."""
-    from ablate.status import log_path
-    from registry.home import home
-
-    known = log_path(home(), "").parent.glob("*.log")
-    found = [path for path in known if path.stem.startswith(trial)]
-    if len(found) != 1:
-        what = f"{len(found)} logs begin with" if found else "no log here is of"
-        raise UserError(f'{what} {trial!r}; ablate query "SELECT trial_id, suite, cause FROM trials" lists trials')
-    sys.stdout.write(found[0].read_text(encoding="utf-8", errors="replace"))
-
-
-@app.command()
 def speed(
     suite: SuiteArg,
     scale: Scale = None,
