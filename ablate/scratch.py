@@ -12,21 +12,29 @@ from pathlib import Path
 from ablate.lease import lease_folder
 from registry.locks import FileLock
 
+PREFIX = "ablate-ray-"
+
+
+def abandoned() -> Iterator[Path]:
+    """The folders that killed drivers left, each locked while the caller has it."""
+    with _making():
+        for old in _root().glob(f"{PREFIX}*"):
+            with contextlib.suppress(OSError):
+                lock = FileLock(old / "lock")
+                if lock.try_acquire():
+                    try:
+                        yield old
+                    finally:
+                        lock.release()
+
 
 @contextmanager
 def scratch() -> Iterator[Path]:
     """A folder for the files of Ray and Tune. Those that killed drivers left are removed."""
-    root = Path(tempfile.gettempdir())
-    if len(str(root)) > 25:  # Ray puts Unix sockets there, whose paths may have 107 characters
-        root = Path("/tmp")
-    with FileLock(lease_folder() / "scratch.lock"):
-        for old in root.glob("ablate-ray-*"):
-            with contextlib.suppress(OSError):
-                lock = FileLock(old / "lock")
-                if lock.try_acquire():
-                    shutil.rmtree(old, ignore_errors=True)
-                    lock.release()
-        folder = Path(tempfile.mkdtemp(prefix="ablate-ray-", dir=root))
+    for old in abandoned():
+        shutil.rmtree(old, ignore_errors=True)
+    with _making():
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_root()))
         ours = FileLock(folder / "lock")
         ours.acquire()
     try:
@@ -34,3 +42,14 @@ def scratch() -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         ours.release()
+
+
+def _root() -> Path:
+    root = Path(tempfile.gettempdir())
+    # Ray puts Unix sockets there, whose paths may have 107 characters
+    return root if len(str(root)) <= 25 else Path("/tmp")
+
+
+def _making() -> FileLock:
+    """Held until a new folder is locked by its owner, who must not be taken for dead before."""
+    return FileLock(lease_folder() / "scratch.lock")

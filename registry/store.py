@@ -13,7 +13,7 @@ import re
 import shutil
 import socket
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -110,6 +110,16 @@ class Store:
     def write_mark(self, mark: MarkRecord) -> str:
         """Put `mark` into the store unless it is there, and give its run id."""
         return self._write(layout.mark_run(mark))
+
+    def delete(self, record_ids: Collection[str], *, dry_run: bool = False) -> int:
+        """Delete the runs of these trial records, which MLflow keeps apart until `mlflow gc`; with `dry_run` only count them."""
+        if self.missing or not record_ids:
+            return 0
+        runs = [run.info.run_id for record_id in record_ids for run in self._search("trial", {ID: record_id})]
+        with self._answering():
+            for run_id in runs if not dry_run else ():
+                self._client.delete_run(run_id)
+        return len(runs)
 
     def declare(self, design: DesignRecord) -> None:
         """Make `design` the newest of its suite and scale, unless the newest says the same."""

@@ -10,7 +10,7 @@ import typer
 
 from ablate.errors import UserError
 
-from . import FAILED, Format, Output, app, say
+from . import FAILED, Format, Offline, Output, app, say
 
 # fmt: off
 TrialArg = Annotated[str, typer.Argument(metavar="TRIAL", help="Id of a trial, or its first digits.")]
@@ -89,6 +89,27 @@ def verify(
 
 
 @app.command()
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="Id of a trial, record or cell, or its first digits.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
+    form: Output = Format.table,
+    offline: Offline = False,
+) -> None:
+    """Show in what two trials or cells differ.
+
+    Settings, environment, versions, code, corpus and results, side by side; what is the same is left out.
+    """
+    from ablate import render
+    from registry.compare import compare as side_by_side
+    from registry.compare import readable
+    from registry.tables import render as show_frame
+
+    frame = side_by_side(a, b, offline=offline)
+    shown = frame if form in (Format.json, Format.csv) else readable(frame)
+    show_frame(shown, form, render.console(), frame.attrs["notes"])
+
+
+@app.command()
 def retract(
     trial: RecordArg,
     why: Annotated[str, typer.Option("--why", metavar="TEXT", help="What is wrong with it, for everybody to read.")],
@@ -104,3 +125,27 @@ def retract(
         print(
             f"retracted: record {record.record_id} of trial {record.trial_id} ({record.purpose}, {record.status}), suite {record.suite}"
         )
+
+
+@app.command()
+def gc(
+    retracted: Annotated[
+        bool, typer.Option("--retracted", help="Also delete the MLflow runs of retracted records; their marks stay.")
+    ] = False,
+    days: Annotated[
+        float, typer.Option("--days", metavar="N", min=0, help="How old logs and checkpoints have to be.")
+    ] = 30,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be cleared.")] = False,
+) -> None:
+    """Clear caches and what runs left behind.
+
+    No result goes: prepared corpora and compiled steps are made again when they are needed.
+    """
+    from ablate import render
+    from ablate.housekeeping import clear
+    from registry.home import home
+
+    heaps = clear(home(), days=days, retracted=retracted, dry_run=dry_run)
+    rows = [[heap.what, f"{heap.count:,}", f"{heap.bytes:,}"] for heap in heaps]
+    render.table(["would be cleared" if dry_run else "cleared", "number", "bytes"], rows, right=["number", "bytes"])
+    print(f"{sum(heap.bytes for heap in heaps):,} bytes {'would be' if dry_run else 'are'} free")
