@@ -232,7 +232,7 @@ class Leaderboard:
 
 
 def query(sql: str, home: Path | None = None, tracking_uri: str | None = None, offline: bool = False) -> pd.DataFrame:
-    """The answer to one read-only SQL query over `trials` and `designs` (see `registry.sql.Sandbox`), `cells` and
+    """The answer to one read-only SQL query over `trials`, `designs` and `marks` (see `registry.sql.Sandbox`), `cells` and
     `curves`.
 
     `cells` is the leaderboard of all suites with every metric and its `_sd`; `curves` has record_id, metric, step,

@@ -87,7 +87,9 @@ def report(
 
 @app.command()
 def query(
-    sql: Annotated[str, typer.Argument(metavar="SQL", help="One SELECT over trials, designs, cells and curves.")],
+    sql: Annotated[
+        str, typer.Argument(metavar="SQL", help="One SELECT over trials, designs, marks, cells and curves.")
+    ],
     form: Output = Format.table,
     offline: Offline = False,
 ) -> None:
