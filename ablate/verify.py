@@ -143,8 +143,9 @@ def _label(recorded: TrialRecord) -> str:
 
 
 def _open(home: Path) -> Store:
-    store = Store.open(home)
-    store.ingest(Spool(home))
+    spool = Spool(home)
+    store = Store.open(home, create=bool(spool.records()))  # without any record there is nothing to verify
+    store.ingest(spool)
     return store
 
 

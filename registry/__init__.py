@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .leaderboard import Leaderboard as Leaderboard
     from .leaderboard import query as query
     from .record import DesignRecord as DesignRecord
+    from .record import MarkRecord as MarkRecord
     from .record import TrialRecord as TrialRecord
     from .spool import Spool as Spool
     from .store import Store as Store
@@ -29,6 +30,7 @@ _HOMES = {
     "query": "leaderboard",
     "TrialRecord": "record",
     "DesignRecord": "record",
+    "MarkRecord": "record",
     "Store": "store",
     "Spool": "spool",
 }
@@ -36,6 +38,7 @@ __all__ = [
     "DesignRecord",
     "Effects",
     "Leaderboard",
+    "MarkRecord",
     "Spool",
     "Store",
     "TrialRecord",

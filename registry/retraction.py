@@ -25,8 +25,9 @@ def retract(home: Path, given: str, why: str, tracking_uri: str | None = None) -
     """
     if not why.strip():
         raise RetractionError("--why: say what is wrong with it; the reason is all that readers will have")
-    store = Store.open(home, tracking_uri)
-    store.ingest(Spool(home))
+    spool = Spool(home)
+    store = Store.open(home, tracking_uri, create=bool(spool.records()))
+    store.ingest(spool)
     mirror = sync(store)
     kind, rows = find(mirror, given)
     reasons, records = retracted(mirror), [as_record(row) for row in rows]

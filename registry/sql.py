@@ -60,7 +60,11 @@ class Sandbox:
             FROM _trials LEFT JOIN _standing ON record_id = "of"
         """)
         marks = mirror.marks.drop_columns(["mark"])
-        for name, table in {"designs": exploded(mirror.designs, unretracted(mirror)), "marks": marks, **tables}.items():
+        for name, table in {
+            "designs": exploded(mirror.designs, unretracted(mirror, ["trial_id", "purpose"])),
+            "marks": marks,
+            **tables,
+        }.items():
             connection.register(name, table)
         for setting in (
             "python_enable_replacements = false",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -42,9 +43,8 @@ def standing(mirror: Mirror) -> pa.Table:
     return pa.Table.from_pylist(rows, STANDING)
 
 
-def unretracted(mirror: Mirror) -> pa.Table:
-    """The mirror's table of trials without what was retracted."""
+def unretracted(mirror: Mirror, columns: Sequence[str] = ()) -> pa.Table:
+    """The mirror's table of trials without what was retracted; of it only these `columns`, if any are named."""
+    table = mirror.trials.select([*dict.fromkeys(["record_id", *columns])]) if columns else mirror.trials
     reasons = retracted(mirror)
-    if not reasons:
-        return mirror.trials
-    return mirror.trials.filter(~pc.field("record_id").isin(list(reasons)))
+    return table.filter(~pc.field("record_id").isin(list(reasons))) if reasons else table

@@ -84,7 +84,10 @@ def test_version(ablate) -> None:
         (["leaderboard"], "no results yet"),
         (["query", "SELECT 1"], "no results yet"),
         (["status", "quickstart"], "no results yet"),
-        (["logs", "0123"], "no log here is of '0123'"),
+        (["logs", "0123"], "no trial begins with '0123'"),
+        (["verify", "0123"], "no trial or record begins with '0123'"),
+        (["retract", "0123", "--why", "wrong"], "no trial or record begins with '0123'"),
+        (["compare", "0123", "4567"], "no trial or record or cell begins with '0123'"),
     ],
 )
 def test_mistakes_get_one_line(argv: list[str], says: str, refused) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -165,9 +166,19 @@ def test_a_retracted_trial_is_refused_and_pending_again(home: Path) -> None:
         chosen(sync(store), made.trial_id)
 
 
+@pytest.fixture
+def own_leases(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing else on this machine holds up what wants the CPU to itself. The path is short, for Ray puts sockets there."""
+    with tempfile.TemporaryDirectory(prefix="verify-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        yield
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_real_trial_reproduces_an_altered_one_does_not_and_the_board_shows_both(
-    home: Path, capsys: pytest.CaptureFixture[str]
+    home: Path, own_leases: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Through the commands: trained by `run`, trained again by `verify` with Ray, taken back by `retract`, and trained anew by `run`."""
     suite = ["quickstart", "--set", "data.source=synthetic", "--set", "train.tokens=20000", "--seeds", "2"]
