@@ -3,7 +3,8 @@
 Two runs of one trial differ, where they do, by what no seed fixes: the order in which numbers are added, another machine's
 instructions. Runs that differ in their seed differ by at least that, so their noise floor is the limit: of two results the absolute
 difference is below t sqrt(2) sd with probability `CONFIDENCE` (the repeatability limit of ISO 5725-6). Where too few runs are known for
-that, the limit is a share of the recorded value (`SHARES`).
+that, the limit is a share of the recorded value (`SHARES`). Two speeds are not told apart where the rates of the steps of
+both runs overlap, from the 10th percentile to the 90th: a machine that others load too slows some steps down, not all.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ CONFIDENCE = 0.99
 SHARES = {"val_loss": 0.001, "tokens_per_second": 0.2, "peak_memory_gib": 0.02}
 """By what share of its value a metric may differ where its noise is not known. The loss on one machine is the same to the last
 digit or almost, and a thousandth is less than any margin that matters; a machine's speed drifts from one process to the next."""
+_STEPS = ("step_time_ms", "step_time_ms_p10", "step_time_ms_p90")
 VERIFIABLE = ("finished", "diverged")
 """How a record ended that says something of its recipe."""
 
@@ -50,9 +52,11 @@ def claim(record: TrialRecord, mirror: Mirror) -> Claim:
 
     # a record that is wrong must not widen its own limits
     others = replace(mirror, trials=mirror.trials.filter(pc.field("record_id") != record.record_id))
-    metrics = {name: record.metrics[name] for name in SHARES if name in record.metrics}
+    metrics = {name: record.metrics[name] for name in (*SHARES, *_STEPS) if name in record.metrics}
     limits = {}
     for name, value in metrics.items():
+        if name not in SHARES:
+            continue
         noise = noise_floor(
             others, name, scale=record.scale, environment_id=record.environment_id,
             evaluation_fingerprint=record.evaluation_fingerprint, cell_id=record.cell_id,
@@ -125,8 +129,24 @@ def _compared(said: Claim, again: TrialRecord, name: str) -> dict[str, Any]:
         return _check(name, recorded, now, why=f"{whose} shared its device")
     limit = said.limits[name]
     close = abs(now - recorded) <= limit["limit"]
+    if not close and kind == "speed" and _overlap(said.metrics, again.metrics):
+        close, limit = True, {"limit": None, "from": "the steps of both overlap"}
     verdict = "identical" if now == recorded else REPRODUCES if close else REFUTED
     return _check(name, recorded, now, verdict=verdict, **limit)
+
+
+def _overlap(one: dict[str, float], other: dict[str, float]) -> bool:
+    """Whether steps of two runs had the same rate, the slowest and the fastest tenth of each run apart."""
+    if not all(metrics.get(name) for metrics in (one, other) for name in _STEPS):
+        return False
+    (slow, fast), (slowest, fastest) = _rates(one), _rates(other)
+    return slow <= fastest and slowest <= fast
+
+
+def _rates(metrics: dict[str, float]) -> tuple[float, float]:
+    """Of the steps, in tokens per second, by what the record says of its median."""
+    median, p10, p90 = (metrics[name] for name in _STEPS)
+    return metrics["tokens_per_second"] * median / p90, metrics["tokens_per_second"] * median / p10
 
 
 def _check(

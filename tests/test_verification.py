@@ -67,6 +67,33 @@ def test_one_number_outside_its_limit_refutes(metric: str, factor: float) -> Non
     assert verdicts(found)[metric] == "does not reproduce"
 
 
+@pytest.mark.parametrize(
+    ("rate", "then", "now", "verdict"),
+    [
+        (5e3, {"p10": 0.9, "p90": 1.1}, {"p10": 0.5, "p90": 1.2}, "reproduces"),  # some steps were as fast as then
+        (5e3, {"p10": 0.9, "p90": 2.5}, {"p10": 0.9, "p90": 1.1}, "reproduces"),  # some steps then were as slow as now
+        (5e3, {"p10": 0.9, "p90": 1.1}, {"p10": 0.9, "p90": 1.1}, "does not reproduce"),
+        (2e4, {"p10": 0.9, "p90": 1.1}, {"p10": 0.9, "p90": 1.1}, "does not reproduce"),
+        (5e3, {}, {}, "does not reproduce"),
+    ],
+)
+def test_speeds_whose_steps_overlap_are_not_told_apart(
+    rate: float, then: dict[str, float], now: dict[str, float], verdict: str
+) -> None:
+    def steps(shares: dict[str, float], median: float) -> dict[str, float]:
+        return {"step_time_ms": median} | {f"step_time_ms_{name}": median * share for name, share in shares.items()}
+
+    recorded = said(metrics=NUMBERS | steps(then, 10.0))
+    found = judge(recorded, again(metrics={"tokens_per_second": rate} | steps(now, 20.0)))
+    assert found["verdict"] == verdict
+
+
+def test_a_speed_that_was_altered_is_not_saved_by_its_steps() -> None:
+    steps = {"step_time_ms": 10.0, "step_time_ms_p10": 9.0, "step_time_ms_p90": 11.0}
+    altered = said(metrics=NUMBERS | steps | {"tokens_per_second": 3e4})
+    assert judge(altered, again(metrics=steps))["verdict"] == "does not reproduce"
+
+
 def test_speed_and_memory_of_another_environment_are_not_compared() -> None:
     found = judge(said(), again(environment_id="env-gpu", metrics={"tokens_per_second": 1e6, "peak_memory_gib": 9.0}))
     assert found["verdict"] == "reproduces"
