@@ -43,7 +43,7 @@ def page(cell: Cell, design: DesignRecord, points: Curves) -> index.Page:
         kicker=f"Cell of {labels(cell.suite).text} at {labels(cell.scale).text}",
         title=labels(cell.name).text,
         sections=sections,
-        context=tuple(index._cut(part, 120) for part in context if part),
+        context=tuple(index.cut(part, 120) for part in context if part),
         flags=tuple(_flags(cell)),
         figures=tuple(_numbers(cell)),
         footer="Made by ablate site from the registry's records alone.",
@@ -53,7 +53,7 @@ def page(cell: Cell, design: DesignRecord, points: Curves) -> index.Page:
 def _flags(cell: Cell) -> list[str]:
     """What must be seen first."""
     reasons = [str(record["retracted"]) for record in cell.records if record.get("retracted")]
-    flags = [f"Retracted: {index._cut(why, 300)}" for why in dict.fromkeys(reasons)]
+    flags = [f"Retracted: {index.cut(why, 300)}" for why in dict.fromkeys(reasons)]
     if n := cell.marked("refuted"):
         flags.append(f"Trained again, it did not reproduce: {n}×" + (f"; it did {m}×" if (m := cell.marked("verified")) else ""))
     return flags
@@ -67,10 +67,14 @@ def _numbers(cell: Cell) -> list[tuple[str, str, str, str]]:
     if place:
         shared = "shared: a test cannot tell them apart" if cell.shared_rank else "within suite, scale and machine"
         found.append(("rank", place.rstrip("="), "", shared))
-    seeds = f"over {n} seeds" if n > 1 else "one seed" if n else ""
-    found.append(("validation loss", index.loss(cell).text, "nats/token", seeds))
-    if text := index.difference(cell).text:
-        found.append(("against the baseline", text, "nats/token", "paired by seed"))
+    seeds = f"{n} seeds" if n > 1 else "one seed" if n else ""
+    for name, entry, note in (
+        ("validation loss", index.loss(cell), f"nats/token, {seeds}"),
+        ("against the baseline", index.difference(cell), "nats/token, paired by seed"),
+    ):
+        value, _, half = entry.text.partition(" ± ")
+        if value and value != "baseline":
+            found.append((name, value, f"± {half}" if half else "", note))
     alone = "alone on the device" if (cell.board or {}).get("exclusive") else "while others shared the device"
     for name, entry, unit in (
         ("bits per byte", index.fixed(cell, "val_bpb", 4), ""),
@@ -118,7 +122,7 @@ def _trials(cell: Cell) -> Table:
         end, good = str(record["status"]), record["status"] == "finished"
         why = str(record.get("retracted") or "")
         outcome = Entry("retracted" if why else end.replace("_", " "), verdict="" if good and not why else "worse",
-                        note=index._cut(why or str(record["cause"] or ""), 200))  # fmt: skip
+                        note=index.cut(why or str(record["cause"] or ""), 200))  # fmt: skip
         role = str(record["purpose"]) + ("" if record["counts"] or record["purpose"] != "primary" else ", not counted")
         values = [_value(record, name, decimals) for name, decimals in
                   (("val_loss", 4), ("val_bpb", 4), ("tokens_per_second", 0), ("peak_memory_gib", 3), ("train_seconds", 0))]  # fmt: skip

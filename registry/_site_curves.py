@@ -14,7 +14,7 @@ Points = Sequence[Sequence[float]]
 """`[step, tokens, value]`."""
 _WIDTH, _HEIGHT = 420, 236
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 408, 24, 196
-_LATE = 0.2
+_LATE = 0.3
 """The share of the run from which on a curve is seen whole: its steep start would flatten what matters."""
 
 
@@ -66,10 +66,12 @@ def _y(value: float, low: float, high: float) -> float:
 
 def _axes(last: float, low: float, high: float) -> list[str]:
     parts = [f'<line x1="{_LEFT}" x2="{_RIGHT}" y1="{_BOTTOM}" y2="{_BOTTOM}" stroke="{FAINT}"/>']
-    for value in _ticks(low, high, 5):
+    values = _ticks(low, high, 5)
+    decimals = max(0, 1 - math.floor(math.log10(high - low)))
+    for value in values:
         y = f"{_y(value, low, high):.1f}"
         parts.append(f'<line x1="{_LEFT}" x2="{_RIGHT}" y1="{y}" y2="{y}" stroke="{GRID}"/>')
-        text = w.number(value, 4)
+        text = f"{value:.{decimals}f}" if abs(value) < 1e4 else w.count(value)
         parts.append(f'<text x="{_LEFT - 6}" y="{y}" dy="0.32em" text-anchor="end" fill="{INK}">{text}</text>')
     for tokens in _ticks(0.0, last, 4):
         x, end = f"{_x(tokens, last):.1f}", "end" if tokens > 0.96 * last else "middle"

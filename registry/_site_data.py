@@ -76,6 +76,10 @@ class Cell:
         return max(str(record["finished_at"]) for record in self.records)
 
     @property
+    def parameters(self) -> float:
+        return max((float(record["parameters"] or 0.0) for record in self.records), default=0.0)
+
+    @property
     def path(self) -> str:
         """Of its page in the site; of readable characters alone, whatever the names are."""
         digest = hashlib.sha256(json.dumps(self.key).encode(errors="backslashreplace")).hexdigest()[:10]

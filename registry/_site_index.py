@@ -41,10 +41,10 @@ def index(designs: Sequence[DesignRecord], reports: Mapping[tuple[str, str], Rep
     newest = max((cell.newest for cell in cells), default="")
     shown = w.Labels()
     figures = (
-        ("suites", f"{len({design.suite for design in designs}):,}", "", _many(len(designs), "page")),
-        ("cells", f"{len(cells):,}", "", "suite, scale and machine each"),
-        ("records", f"{len(records):,}", "", f"newest {day(newest)}"),
-        ("machines", f"{len(devices):,}", "", ", ".join(shown(one).text for one in devices[:3]) + (" …" if len(devices) > 3 else "")),
+        ("suites", f"{len({design.suite for design in designs}):,}", "", f"{len(designs):,} counting their scales"),
+        ("cells", f"{len(cells):,}", "", "each at a scale, on a machine"),
+        ("records", f"{len(records):,}", "", f"the newest of {day(newest)}"),
+        ("hardware", f"{len(devices):,}", "", ", ".join(shown(one).text for one in devices[:3]) + (" …" if len(devices) > 3 else "")),
     )  # fmt: skip
     sections = [Section("suites", "Suites", (_suites(designs, reports, cells),))]
     note = () if len(cells) <= MOST_CELLS else (Texts((f"{MOST_CELLS:,} of {len(cells):,} cells: the pages of the suites have all.",)),)
@@ -58,9 +58,14 @@ def index(designs: Sequence[DesignRecord], reports: Mapping[tuple[str, str], Rep
 def _suites(
     designs: Sequence[DesignRecord], reports: Mapping[tuple[str, str], Report], cells: Sequence[Cell]
 ) -> Table:
-    rows = [_suite(design, reports.get((design.suite, design.scale)), cells) for design in designs]
+    told: set[str] = set()
+    rows = []
+    for design in designs:
+        about = "" if design.suite in told else cut(design.description, 90)  # once for all of its scales
+        told.add(design.suite)
+        rows.append(_suite(design, about, reports.get((design.suite, design.scale)), cells))
     columns = ("suite", "scale", "best cell", "#loss, nats/token", "#against the baseline", "#▲ better", "#▼ worse", "#■ equivalent",
-               "#○ inconclusive", "#seeds", "#trials", "hardware", "newest")  # fmt: skip
+               "#○ inconclusive", "#trials", "hardware", "newest")  # fmt: skip
     notes = (
         "Best: the cell with the lowest loss, and how many others a test cannot tell from it. ▲▼■○: what became of the contrasts that the "
         "suite declared before it ran, Holm-corrected; inconclusive is not equal.",
@@ -69,26 +74,25 @@ def _suites(
     return table("suite-table", "Suites, and what won", columns, rows, *notes)
 
 
-def _suite(design: DesignRecord, report: Report | None, cells: Sequence[Cell]) -> list[Entry]:
+def _suite(design: DesignRecord, about: str, report: Report | None, cells: Sequence[Cell]) -> list[Entry]:
     own = [cell for cell in cells if (cell.suite, cell.scale) == (design.suite, design.scale)]
     at = report.found.environment.get("environment_id") if report else None
     ranked = [cell for cell in own if cell.board and cell.board["rank"] == 1 and cell.environment_id == at]
     labels = w.Labels()
     name = labels(design.suite)
-    about = _cut(design.description, 110)
     first = Entry(name.text, full=name.full if name.full != name.text else "", href=suite_path(design.suite, design.scale), note=about)
     counted = [record for cell in own for record in cell.records if record["counts"]]
     failed = sum(record["status"] != "finished" for record in counted)
     trials = number(len(counted), f"{len(counted):,}")
-    trials = Entry(trials.text, trials.key, note=f"{failed} failed" if failed else "")
+    seeds = _many(len(design.seeds), "seed")
+    trials = Entry(trials.text, trials.key, note=f"{seeds}, {failed} failed" if failed else seeds)
     tally = [_tally(verdict, report) for verdict in w.SIGNS]
     devices = sorted({cell.device for cell in own})
     hardware = named(labels(devices[0])) if devices else Entry("")
     if len(devices) > 1:
         hardware = Entry(hardware.text, full=hardware.full, note=f"and {len(devices) - 1} more")
     when = day(max((cell.newest for cell in own), default=""))
-    seeds = number(len(design.seeds))
-    return [first, named(labels(design.scale)), *_best(ranked), *tally, seeds, trials, hardware, Entry(when)]
+    return [first, named(labels(design.scale)), *_best(ranked), *tally, trials, hardware, Entry(when)]
 
 
 def _best(ranked: Sequence[Cell]) -> list[Entry]:
@@ -115,7 +119,7 @@ def ranking(id: str, caption: str, cells: Sequence[Cell], *, across: bool, root:
     fast = any(not math.isnan(cell.value("mfu")) for cell in cells)
     for cell in cells:
         label = labels(cell.name)
-        kind = "baseline" if cell.is_baseline else f"control, {'A/A' if cell.control == 'aa' else 'known-bad'}" if cell.control else ""
+        kind = f"control, {'A/A' if cell.control == 'aa' else 'known-bad'}" if cell.control else ""
         first = Entry(label.text, full=label.full if label.full != label.text else "", href=root + cell.path, note=kind)
         where = [named(w.Labels()(cell.suite)), named(w.Labels()(cell.scale))] if across else []
         measured = [loss(cell), difference(cell), *([fixed(cell, "val_bpb", 4)] if quality else []), speed(cell, "tokens_per_second", 0)]
@@ -125,7 +129,7 @@ def ranking(id: str, caption: str, cells: Sequence[Cell], *, across: bool, root:
         machine = [named(w.Labels()(cell.device))] if across or several else []
         rows.append([first, *where, rank(cell), *measured, *sizes, number(n, f"{n}"), standing(cell), *machine, Entry(day(cell.newest))])
     columns = ["cell", *(["suite", "scale"] if across else []), "#rank", "#loss, nats/token", "#against the baseline",
-               *(["#bits/byte"] if quality else []), "#tokens/s", *(["#MFU"] if fast else []), "#peak memory, GiB", "#parameters",
+               *(["#bits/byte"] if quality else []), "#tokens/s", *(["#MFU"] if fast else []), "#peak GiB", "#params",
                "#seeds", "standing", *(["hardware"] if across or several else []), "newest"]  # fmt: skip
     facets = [*(("suite", "scale") if across else ()), "standing", *(("hardware",) if across or several else ())]
     notes = (
@@ -147,6 +151,8 @@ def loss(cell: Cell) -> Entry:
 
 def difference(cell: Cell) -> Entry:
     """From the baseline's loss."""
+    if cell.is_baseline:
+        return Entry("baseline", 0.0)
     found = cell.against_baseline
     if found is None or math.isnan(found.value):
         return Entry("")
@@ -193,7 +199,7 @@ def day(when: str) -> str:
     return _escape.seen(when[:10])
 
 
-def _cut(text: str, most: int) -> str:
+def cut(text: str, most: int) -> str:
     line = " ".join(_escape.seen(text).split())
     return line if len(line) <= most else line[: most - 1].rstrip() + "…"
 

@@ -125,7 +125,7 @@ class _Site:
             self.progress(f"suite {place} of {len(self.designs)}")
             self._suite(by_scale)
         designs = [design for by_scale in self.designs.values() for design in by_scale.values()]
-        designs.sort(key=lambda design: (design.suite, _size(design)))
+        designs.sort(key=lambda design: (design.suite, *self._size(design.suite, design.scale)))
         first = _site_index.index(designs, self.reports, self.cells)
         self._put("index.html", _pages.html("site").render(page=first, site=Place("index", "", (("All suites", "index.html"),))))
         self._put("cells.csv", self._csv())
@@ -145,7 +145,8 @@ class _Site:
                 self._cell(cell, design, points)
         for scale, effects in found.items():
             others = [other for name, other in found.items() if name != scale][:MOST_SCALES]
-            self._report(report_of(self.mirror, effects, others), list(found))
+            scales = sorted(found, key=lambda name: self._size(effects.design.suite, name))
+            self._report(report_of(self.mirror, effects, others), scales)
 
     def _report(self, report: Report, scales: list[str]) -> None:
         design = report.found.design
@@ -160,6 +161,10 @@ class _Site:
         text = _pages.html("report").render(report=report, page=_Sections(sections), site=place)
         self._put(suite_path(design.suite, design.scale), text)
         self.reports[design.suite, design.scale] = report
+
+    def _size(self, suite: str, scale: str) -> tuple[float, str]:
+        """What orders scales: 10m before 124m."""
+        return max((c.parameters for c in self.cells if (c.suite, c.scale) == (suite, scale)), default=0.0), scale
 
     def _cell(self, cell: Cell, design: DesignRecord, points: Curves) -> None:
         made = _site_cell.page(cell, design, points)
@@ -191,10 +196,6 @@ class _Sections:
 def _escape_surrogates(text: str) -> str:
     """What UTF-8 cannot hold is shown as such."""
     return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _size(design: DesignRecord) -> tuple[int, str]:
-    return len(design.scale), design.scale
 
 
 def _check(folder: Path) -> None:

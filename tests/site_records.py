@@ -82,7 +82,7 @@ def _suite(suite: str, scale: str, wanted: int, random: np.random.Generator, pla
         adds = sum(0.006 * (step % 3) * (-1) ** (step + at) for at, step in enumerate(steps))
         speed = 1e6 / (parameters / 1e6) * 0.97 ** sum(steps)
         for seed in range(seeds):
-            end = random.choice(["finished", "diverged", "out_of_memory"], p=[0.97, 0.02, 0.01])
+            end = "finished" if sum(steps) < 3 else random.choice(["finished", "diverged", "out_of_memory"], p=[0.85, 0.1, 0.05])
             value = loss + adds + blocks[seed] + random.normal(0, 0.003)
             curve = [[i, i * 4096 * 50, value + 4 * np.exp(-i / 4)] for i in range(20)]
             numbers = {"parameters": parameters, "tokens": 20 * parameters, "flops_per_token": 6.0 * parameters}
