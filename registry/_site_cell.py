@@ -36,7 +36,11 @@ def page(cell: Cell, design: DesignRecord, points: Curves) -> index.Page:
         Section("provenance", "Provenance", _provenance(cell, design)),
     )
     sections = tuple(section for section in sections if section.blocks)
-    kind = "the baseline" if cell.is_baseline else {"aa": "a control: the baseline again", "bad": "a control: known to be bad"}.get(cell.control, "")
+    kind = (
+        "the baseline"
+        if cell.is_baseline
+        else {"aa": "a control: the baseline again", "bad": "a control: known to be bad"}.get(cell.control, "")
+    )
     levels = [f"{w.short_factors(cell.levels)[factor]}: {level}" for factor, level in cell.levels.items()]
     context = [kind, *levels, cell.device, f"cell {cell.key[4]}"]
     return index.Page(
@@ -55,7 +59,9 @@ def _flags(cell: Cell) -> list[str]:
     reasons = [str(record["retracted"]) for record in cell.records if record.get("retracted")]
     flags = [f"Retracted: {index.cut(why, 300)}" for why in dict.fromkeys(reasons)]
     if n := cell.marked("refuted"):
-        flags.append(f"Trained again, it did not reproduce: {n}×" + (f"; it did {m}×" if (m := cell.marked("verified")) else ""))
+        flags.append(
+            f"Trained again, it did not reproduce: {n}×" + (f"; it did {m}×" if (m := cell.marked("verified")) else "")
+        )
     return flags
 
 
@@ -98,10 +104,17 @@ def _curves(cell: Cell, points: Curves) -> tuple[Block, ...]:
     for metric in sorted(by_metric, key=lambda name: (name != "val_loss", name != "train_loss", name)):
         name = {"val_loss": "Validation loss", "train_loss": "Training loss"}.get(metric, metric)
         unit = METRICS[metric].unit if metric in METRICS else ""
-        drawn = curves.svg(by_metric[metric], _reference(cell, points, metric), ", ".join(filter(None, [name.lower(), unit])), f"{name} over tokens")
+        drawn = curves.svg(
+            by_metric[metric],
+            _reference(cell, points, metric),
+            ", ".join(filter(None, [name.lower(), unit])),
+            f"{name} over tokens",
+        )
         dashed = " Dashed: the baseline, mean over its seeds." if not cell.is_baseline and cell.baseline else ""
         if drawn:
-            figures.append(Figure(name, drawn, f"A line for each of {len(by_metric[metric])} runs.{dashed} Only the ends compare."))
+            figures.append(
+                Figure(name, drawn, f"A line for each of {len(by_metric[metric])} runs.{dashed} Only the ends compare.")
+            )
     return (Figures(tuple(figures)),) if figures else ()
 
 
@@ -109,11 +122,17 @@ def _reference(cell: Cell, points: Curves, metric: str) -> list[list[float]]:
     """The baseline's mean curve, over what all of its seeds have."""
     if cell.baseline is None or cell.is_baseline:
         return []
-    runs = [points[r["record_id"]][metric] for r in cell.baseline.records if r["counts"] and metric in points.get(r["record_id"], {})]
+    runs = [
+        points[r["record_id"]][metric]
+        for r in cell.baseline.records
+        if r["counts"] and metric in points.get(r["record_id"], {})
+    ]
     by_tokens: dict[float, list[float]] = {}
     for _, tokens, value in (point for run in runs for point in run):
         by_tokens.setdefault(tokens, []).append(value)
-    return [[0.0, tokens, sum(some) / len(some)] for tokens, some in sorted(by_tokens.items()) if len(some) == len(runs)]
+    return [
+        [0.0, tokens, sum(some) / len(some)] for tokens, some in sorted(by_tokens.items()) if len(some) == len(runs)
+    ]
 
 
 def _trials(cell: Cell) -> Table:
@@ -128,9 +147,15 @@ def _trials(cell: Cell) -> Table:
                   (("val_loss", 4), ("val_bpb", 4), ("tokens_per_second", 0), ("peak_memory_gib", 3), ("train_seconds", 0))]  # fmt: skip
         revision = told(str(record["git_revision"] or "")[:10])
         dirty = "uncommitted changes" if record["git_dirty"] else ""
-        revision = Entry(revision.text if record["git_revision"] else "", note=dirty, full=_escape.seen(str(record["git_revision"] or "")))
+        revision = Entry(
+            revision.text if record["git_revision"] else "",
+            note=dirty,
+            full=_escape.seen(str(record["git_revision"] or "")),
+        )
         said = ", ".join(f"{name} {n}×" for name in ("verified", "refuted") if (n := record.get(name)))
-        identity = Entry(told(str(record["record_id"])[:12]).text, full=_escape.seen(str(record["record_id"])), note=said)
+        identity = Entry(
+            told(str(record["record_id"])[:12]).text, full=_escape.seen(str(record["record_id"])), note=said
+        )
         rows.append([Entry(str(record["seed"]), float(record["seed"])), Entry(role), outcome, *values,
                      Entry(index.day(str(record["finished_at"]))), revision, told(str(record["trial_id"])), identity])  # fmt: skip
     columns = ("seed", "purpose", "outcome", "#loss, nats/token", "#bits/byte", "#tokens/s", "#peak memory, GiB", "#train, s", "finished",
@@ -184,5 +209,3 @@ def rerun(cell: Cell, design: DesignRecord) -> str:
     only = ",".join(f"{factor}={level}" for factor, level in cell.levels.items())
     whole = command if cell.control or not only else f"{command} --only {shlex.quote(only)}"
     return " ".join(_escape.seen(whole).split())
-
-

@@ -15,6 +15,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from ._fit import Estimate, paired
+from ._grid import Frame
 from .leaderboard import Leaderboard
 from .mirror import Mirror
 from .record import METRICS, DesignRecord
@@ -129,7 +130,9 @@ def cells(mirror: Mirror, board: Leaderboard, designs: Mapping[str, Mapping[str,
     ranks = [(key[:4], row["rank"]) for key, row in rows.items()]
     made: list[Cell] = []
     for key in sorted(groups, key=lambda key: (key[0], key[1], order.get(key, len(order)), key)):
-        records = sorted(groups[key], key=lambda r: (not r["counts"], r["purpose"], r["seed"], r["finished_at"], r["record_id"]))
+        records = sorted(
+            groups[key], key=lambda r: (not r["counts"], r["purpose"], r["seed"], r["finished_at"], r["record_id"])
+        )
         levels, control = json.loads(str(records[0]["levels"])), str(records[0]["control"])
         row = rows.get(key)
         usual = not control and levels == designs[key[0]][key[1]].baseline
@@ -142,7 +145,9 @@ def cells(mirror: Mirror, board: Leaderboard, designs: Mapping[str, Mapping[str,
 
 
 def _key(row: Row) -> Key:
-    return tuple(str(row[name]) for name in ("suite", "scale", "environment_id", "evaluation_fingerprint", "cell_id", "cell"))  # type: ignore[return-value]
+    return tuple(
+        str(row[name]) for name in ("suite", "scale", "environment_id", "evaluation_fingerprint", "cell_id", "cell")
+    )  # type: ignore[return-value]
 
 
 def _attempts(mirror: Mirror) -> Sequence[Row]:
@@ -150,12 +155,16 @@ def _attempts(mirror: Mirror) -> Sequence[Row]:
     with Sandbox(mirror) as sandbox:
         frame = sandbox.frame(_ATTEMPTS)
     wanted = [name for name in (*_FIELDS, *_MARKS, *METRICS) if name in frame]
-    return _plain(frame[wanted].to_dict("records"))
+    chosen: Frame = frame[wanted]
+    return _plain(chosen.to_dict("records"))
 
 
 def _plain(rows: Sequence[Mapping[Any, Any]]) -> list[dict[str, Any]]:
     """Rows with None for all that is missing."""
-    return [{str(name): None if value is None or value != value or _absent(value) else value for name, value in row.items()} for row in rows]
+    return [
+        {str(name): None if value is None or value != value or _absent(value) else value for name, value in row.items()}
+        for row in rows
+    ]
 
 
 def _absent(value: Any) -> bool:

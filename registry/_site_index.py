@@ -47,7 +47,11 @@ def index(designs: Sequence[DesignRecord], reports: Mapping[tuple[str, str], Rep
         ("hardware", f"{len(devices):,}", "", ", ".join(shown(one).text for one in devices[:3]) + (" …" if len(devices) > 3 else "")),
     )  # fmt: skip
     sections = [Section("suites", "Suites", (_suites(designs, reports, cells),))]
-    note = () if len(cells) <= MOST_CELLS else (Texts((f"{MOST_CELLS:,} of {len(cells):,} cells: the pages of the suites have all.",)),)
+    note = (
+        ()
+        if len(cells) <= MOST_CELLS
+        else (Texts((f"{MOST_CELLS:,} of {len(cells):,} cells: the pages of the suites have all.",)),)
+    )
     everything = ranking("cells", "Every cell", cells[:MOST_CELLS], across=True)
     sections.append(Section("every-cell", "Every cell", (everything, *note)))
     footer = "Made by ablate site from the registry's records alone. All the cells as a table for programs: cells.csv."
@@ -55,9 +59,7 @@ def index(designs: Sequence[DesignRecord], reports: Mapping[tuple[str, str], Rep
     return Page("Ablation registry", "Leaderboard", tuple(sections), about, figures=figures, footer=footer)
 
 
-def _suites(
-    designs: Sequence[DesignRecord], reports: Mapping[tuple[str, str], Report], cells: Sequence[Cell]
-) -> Table:
+def _suites(designs: Sequence[DesignRecord], reports: Mapping[tuple[str, str], Report], cells: Sequence[Cell]) -> Table:
     told: set[str] = set()
     rows = []
     for design in designs:
@@ -80,7 +82,12 @@ def _suite(design: DesignRecord, about: str, report: Report | None, cells: Seque
     ranked = [cell for cell in own if cell.board and cell.board["rank"] == 1 and cell.environment_id == at]
     labels = w.Labels()
     name = labels(design.suite)
-    first = Entry(name.text, full=name.full if name.full != name.text else "", href=suite_path(design.suite, design.scale), note=about)
+    first = Entry(
+        name.text,
+        full=name.full if name.full != name.text else "",
+        href=suite_path(design.suite, design.scale),
+        note=about,
+    )
     counted = [record for cell in own for record in cell.records if record["counts"]]
     failed = sum(record["status"] != "finished" for record in counted)
     trials = number(len(counted), f"{len(counted):,}")
@@ -100,7 +107,13 @@ def _best(ranked: Sequence[Cell]) -> list[Entry]:
         return [Entry("nothing finished"), Entry(""), Entry("")]
     best = min(ranked, key=lambda cell: cell.value("val_loss"))
     others = len(ranked) - 1
-    note = f"not told from {_many(others, 'other')}" if others else "alone at the top" if (best.board or {}).get("n", 0) > 1 else ""
+    note = (
+        f"not told from {_many(others, 'other')}"
+        if others
+        else "alone at the top"
+        if (best.board or {}).get("n", 0) > 1
+        else ""
+    )
     label = named(w.Labels()(best.name))
     note = ", ".join(filter(None, ["the baseline" if best.is_baseline else "", note]))
     return [Entry(label.text, full=label.full, href=best.path, note=note), loss(best), difference(best)]
@@ -122,12 +135,29 @@ def ranking(id: str, caption: str, cells: Sequence[Cell], *, across: bool, root:
         kind = f"control, {'A/A' if cell.control == 'aa' else 'known-bad'}" if cell.control else ""
         first = Entry(label.text, full=label.full if label.full != label.text else "", href=root + cell.path, note=kind)
         where = [named(w.Labels()(cell.suite)), named(w.Labels()(cell.scale))] if across else []
-        measured = [loss(cell), difference(cell), *([fixed(cell, "val_bpb", 4)] if quality else []), speed(cell, "tokens_per_second", 0)]
+        measured = [
+            loss(cell),
+            difference(cell),
+            *([fixed(cell, "val_bpb", 4)] if quality else []),
+            speed(cell, "tokens_per_second", 0),
+        ]
         measured += [speed(cell, "mfu", 3)] if fast else []
         sizes = [memory(cell), number(cell.value("parameters"), w.count(cell.value("parameters")))]
         n = int((cell.board or {}).get("n") or 0)
         machine = [named(w.Labels()(cell.device))] if across or several else []
-        rows.append([first, *where, rank(cell), *measured, *sizes, number(n, f"{n}"), standing(cell), *machine, Entry(day(cell.newest))])
+        rows.append(
+            [
+                first,
+                *where,
+                rank(cell),
+                *measured,
+                *sizes,
+                number(n, f"{n}"),
+                standing(cell),
+                *machine,
+                Entry(day(cell.newest)),
+            ]
+        )
     columns = ["cell", *(["suite", "scale"] if across else []), "#rank", "#loss, nats/token", "#against the baseline",
                *(["#bits/byte"] if quality else []), "#tokens/s", *(["#MFU"] if fast else []), "#peak GiB", "#params",
                "#seeds", "standing", *(["hardware"] if across or several else []), "newest"]  # fmt: skip
@@ -142,7 +172,11 @@ def ranking(id: str, caption: str, cells: Sequence[Cell], *, across: bool, root:
 
 def rank(cell: Cell) -> Entry:
     place = cell.board["rank"] if cell.board else None
-    return Entry("") if place is None else Entry(f"{int(place)}{'=' if cell.shared_rank else ''}", float(place), strong=place == 1)
+    return (
+        Entry("")
+        if place is None
+        else Entry(f"{int(place)}{'=' if cell.shared_rank else ''}", float(place), strong=place == 1)
+    )
 
 
 def loss(cell: Cell) -> Entry:

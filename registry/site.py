@@ -12,11 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-
 import pandas as pd
 from rich.console import Console
 
-from . import _escape, _pages, _site_cell, _site_index
+from . import _pages, _site_cell, _site_index
 from . import _wording as w
 from ._blocks import Section
 from ._curves import Curves
@@ -112,7 +111,14 @@ class _Site:
         self, folder: Path, mirror: Mirror, store: Store | None, designs: dict[str, dict[str, DesignRecord]], found: Sequence[Cell],
         progress: Callable[[str], None],
     ) -> None:  # fmt: skip
-        self.folder, self.mirror, self.store, self.designs, self.cells, self.progress = folder, mirror, store, designs, found, progress
+        self.folder, self.mirror, self.store, self.designs, self.cells, self.progress = (
+            folder,
+            mirror,
+            store,
+            designs,
+            found,
+            progress,
+        )
         self.reports: dict[tuple[str, str], Report] = {}
         self.left_out: list[str] = []
 
@@ -127,7 +133,10 @@ class _Site:
         designs = [design for by_scale in self.designs.values() for design in by_scale.values()]
         designs.sort(key=lambda design: (design.suite, *self._size(design.suite, design.scale)))
         first = _site_index.index(designs, self.reports, self.cells)
-        self._put("index.html", _pages.html("site").render(page=first, site=Place("index", "", (("All suites", "index.html"),))))
+        self._put(
+            "index.html",
+            _pages.html("site").render(page=first, site=Place("index", "", (("All suites", "index.html"),))),
+        )
         self._put("cells.csv", self._csv())
         self._put(MARKER, json.dumps({"site": 1, "suites": len(self.reports), "cells": len(self.cells)}) + "\n")
 
@@ -152,7 +161,9 @@ class _Site:
         design = report.found.design
         labels = w.Labels()
         suite, scale = labels(design.suite).text, w.Labels()(design.scale).text
-        shown = [(w.Labels()(name).text, Path(suite_path(design.suite, name)).name, name == design.scale) for name in scales]
+        shown = [
+            (w.Labels()(name).text, Path(suite_path(design.suite, name)).name, name == design.scale) for name in scales
+        ]
         place = Place("suite", "../", (("All suites", "../index.html"), (f"{suite} at {scale}", "")), tuple(shown))
         own = [cell for cell in self.cells if (cell.suite, cell.scale) == (design.suite, design.scale)]
         table = _site_index.ranking("ranking", "Cells, best first", own, across=False, root="../")
@@ -169,7 +180,11 @@ class _Site:
     def _cell(self, cell: Cell, design: DesignRecord, points: Curves) -> None:
         made = _site_cell.page(cell, design, points)
         suite = f"{w.Labels()(cell.suite).text} at {w.Labels()(cell.scale).text}"
-        crumbs = (("All suites", "../index.html"), (suite, f"../{suite_path(cell.suite, cell.scale)}"), (made.title, ""))
+        crumbs = (
+            ("All suites", "../index.html"),
+            (suite, f"../{suite_path(cell.suite, cell.scale)}"),
+            (made.title, ""),
+        )
         self._put(cell.path, _pages.html("site").render(page=made, site=Place("cell", "../", crumbs)))
 
     def _csv(self) -> str:
@@ -208,7 +223,9 @@ def _check(folder: Path) -> None:
     if there and MARKER not in there:
         raise SiteError(f"{folder} is not empty and holds no site of ours: give a new folder")
     if others := sorted(there - _OURS):
-        raise SiteError(f"{folder} also holds {', '.join(others[:3])}, which a new site would not: give a folder of its own")
+        raise SiteError(
+            f"{folder} also holds {', '.join(others[:3])}, which a new site would not: give a folder of its own"
+        )
 
 
 @contextmanager

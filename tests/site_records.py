@@ -75,25 +75,36 @@ def _suite(suite: str, scale: str, wanted: int, random: np.random.Generator, pla
         "suite_text": f"name: {suite}\ndesign: full\nseeds: {seeds}\n",
     }
     date = f"2026-0{1 + place % 9}-{10 + place:02d}"
-    made: list[Any] = [design(cells, seeds, suite=suite, scale=scale, corpus=corpus, created_at=f"{date}T03:00:00+00:00", **about)]
+    made: list[Any] = [
+        design(cells, seeds, suite=suite, scale=scale, corpus=corpus, created_at=f"{date}T03:00:00+00:00", **about)
+    ]
     blocks = random.normal(0, 0.01, seeds)
     for cell in cells:
         steps = [factors[name].index(level) for name, level in cell.items()]
         adds = sum(0.006 * (step % 3) * (-1) ** (step + at) for at, step in enumerate(steps))
         speed = 1e6 / (parameters / 1e6) * 0.97 ** sum(steps)
         for seed in range(seeds):
-            end = "finished" if sum(steps) < 3 else random.choice(["finished", "diverged", "out_of_memory"], p=[0.85, 0.1, 0.05])
+            end = (
+                "finished"
+                if sum(steps) < 3
+                else random.choice(["finished", "diverged", "out_of_memory"], p=[0.85, 0.1, 0.05])
+            )
             value = loss + adds + blocks[seed] + random.normal(0, 0.003)
             curve = [[i, i * 4096 * 50, value + 4 * np.exp(-i / 4)] for i in range(20)]
             numbers = {"parameters": parameters, "tokens": 20 * parameters, "flops_per_token": 6.0 * parameters}
             if end == "finished":
                 numbers |= {"tokens_per_second": speed * random.normal(1, 0.01), "mfu": 0.4 * 0.97 ** sum(steps)}
-                numbers |= {"peak_memory_gib": parameters * 18 / 2**30 * (1 + 0.05 * sum(steps)), "train_seconds": 812.0}
+                numbers |= {
+                    "peak_memory_gib": parameters * 18 / 2**30 * (1 + 0.05 * sum(steps)),
+                    "train_seconds": 812.0,
+                }
             made.append(record(
                 cell, seed, loss=float(value), suite=suite, scale=scale, corpus=corpus, evaluation=corpus, text=corpus, status=str(end),
                 environment_id=device, environment={"device": DEVICES[device], "torch": "2.13.0", "cuda": "13.0", "threads": 8},
-                cause="" if end == "finished" else f"{str(end).replace('_', ' ')} at step 12", metrics={k: float(v) for k, v in numbers.items()},
+                cause="" if end == "finished" else f"{str(end).replace('_', ' ')} at step 12",
+                metrics={k: float(v) for k, v in numbers.items()},
                 started_at=f"{date}T04:{seed:02d}:00+00:00", finished_at=f"{date}T05:{seed:02d}:00+00:00",
-                curves={"val_loss": [[s, t, float(v) + 0.05] for s, t, v in curve[::3]], "train_loss": [[s, t, float(v)] for s, t, v in curve]},
+                curves={"val_loss": [[s, t, float(v) + 0.05] for s, t, v in curve[::3]],
+                        "train_loss": [[s, t, float(v)] for s, t, v in curve]},
             ))  # fmt: skip
     return made

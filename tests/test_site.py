@@ -8,6 +8,7 @@ import os
 import re
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 
@@ -18,10 +19,13 @@ from site_records import hostile, registry
 
 from ablate.cli import main
 from ablate.commands import pages as commands
-from registry import Leaderboard, site
-from registry._site_data import slug, suite_path
+from registry import Leaderboard, _pages, _site_cell, _site_index, site
+from registry._records import newest
+from registry._site_data import cells, slug, suite_path
 from registry.leaderboard import RegistryEmpty
+from registry.mirror import sync
 from registry.site import SiteError, build
+from registry.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +48,9 @@ def built(kept: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The home of a registry of one suite, two cells with two seeds."""
     folder, cells = tmp_path_factory.mktemp("tiny"), [{"model.attention": "mha"}, {"model.attention": "gqa"}]
-    runs = [record(levels, seed, loss=3 + number + seed / 100) for number, levels in enumerate(cells) for seed in range(2)]
+    runs = [
+        record(levels, seed, loss=3 + number + seed / 100) for number, levels in enumerate(cells) for seed in range(2)
+    ]
     write_at_once(empty_store(folder), [design(cells), *runs])
     return folder
 
@@ -96,7 +102,10 @@ def test_every_link_leads_somewhere_in_the_site(built: Path) -> None:
         for link in links.found - {"data:,"}:
             target = urlsplit(urljoin(path.as_uri(), link))
             assert target.scheme == "file", link
-            assert Path(unquote(target.path)).is_relative_to(built) and Path(unquote(target.path)).is_file(), (path, link)
+            assert Path(unquote(target.path)).is_relative_to(built) and Path(unquote(target.path)).is_file(), (
+                path,
+                link,
+            )
             assert not (link.startswith("#")) or link[1:] in ids, (path, link)
 
 
@@ -134,7 +143,9 @@ def _umask() -> int:
     return mask
 
 
-def test_a_build_that_fails_leaves_the_old_site(tiny: Path, site_of: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_that_fails_leaves_the_old_site(
+    tiny: Path, site_of: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = files(site_of)
     monkeypatch.setattr(site._site_index, "index", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -188,7 +199,9 @@ def test_a_cell_says_how_it_is_run_again_and_what_differs(site_of: Path) -> None
 
 def test_offline_it_has_no_curves(tiny: Path, site_of: Path, tmp_path: Path) -> None:
     build(tmp_path / "without", home=tiny, offline=True)
-    drawn = [b'<polyline class="mark"' in b"".join(files(folder).values()) for folder in (site_of, tmp_path / "without")]
+    drawn = [
+        b'<polyline class="mark"' in b"".join(files(folder).values()) for folder in (site_of, tmp_path / "without")
+    ]
     assert drawn == [True, False]
 
 
@@ -225,3 +238,19 @@ def test_ui_says_in_a_line_what_is_in_its_way(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@example.org/mlflow")
     assert main(["ui"]) == 0
     assert capsys.readouterr().out == "https://example.org/mlflow\n"
+
+
+def test_what_was_said_of_a_record_since_is_seen_first(tiny: Path) -> None:
+    """Registries that know of retractions and verifications have these columns."""
+    mirror = sync(Store.open(tiny, create=False))
+    designs = newest(mirror)
+    first, other = cells(mirror, Leaderboard(home=tiny), designs)
+    marked = {"retracted": "<b>wrong</b> corpus", "refuted": 2, "verified": 1}
+    shown = replace(first, records=[first.records[0] | marked, *first.records[1:]])
+    page = _site_cell.page(shown, designs["attention"]["nano"], {})
+    assert page.flags == ("Retracted: <b>wrong</b> corpus", "Trained again, it did not reproduce: 2×; it did 1×")
+    text = _pages.html("site").render(page=page, site=site.Place("cell", "../", (("a", ""),)))
+    assert "&lt;b&gt;wrong&lt;/b&gt; corpus" in text and "<b>wrong" not in text
+    assert _site_index.standing(shown).text == "retracted"
+    assert _site_index.standing(replace(other, records=[other.records[0] | {"verified": 1}])).text == "verified"
+    assert _site_index.standing(other).text == "finished"

@@ -18,7 +18,9 @@ from . import Offline, app, say
 def site(
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", metavar="DIR", help="A new folder, or that of an older site, which is replaced."),
+        typer.Option(
+            "--output", "-o", metavar="DIR", help="A new folder, or that of an older site, which is replaced."
+        ),
     ],
     offline: Offline = False,
 ) -> None:
@@ -55,7 +57,11 @@ def ui(
     say(f"MLflow on http://127.0.0.1:{port} (Ctrl-C ends it)")
     sys.stdout.flush()
     # one worker: four take half a gigabyte each, and answer more slowly; the address by the environment, for it may hold a password
-    os.environ |= {"MLFLOW_BACKEND_STORE_URI": store.uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    os.environ |= {
+        "MLFLOW_BACKEND_STORE_URI": store.uri,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
     artifacts = (home() / "artifacts").as_uri()
     options = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--default-artifact-root", artifacts]
     os.execv(sys.executable, [sys.executable, "-m", "mlflow", "ui", *options])
@@ -70,4 +76,6 @@ def _free(port: int) -> None:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            raise UserError(f"port {port} cannot be used ({(error.strerror or 'taken').lower()}): choose another with --port") from None
+            raise UserError(
+                f"port {port} cannot be used ({(error.strerror or 'taken').lower()}): choose another with --port"
+            ) from None
