@@ -20,7 +20,7 @@ BROKEN_PIPE = 141
 TRAIN_EXTRA = ("torch", "ray", "datasets", "tokenizers")
 """What only training needs."""
 
-for group in ("suites", "runs", "results", "records"):  # in the order of the help
+for group in ("suites", "runs", "results", "pages", "records"):  # in the order of the help
     importlib.import_module(f"ablate.commands.{group}")
 
 

@@ -13,7 +13,8 @@ from ._wording import Label, Phrase
 @dataclass(frozen=True, slots=True)
 class Cell:
     """A cell of a table. `key` sorts it (its text where None), `full` is what a shortened text stands for, `strong` marks a
-    significant difference, `verdict` colours it, `bar` is a share to draw behind it."""
+    significant difference, `verdict` colours it, `bar` is a share to draw behind it, `href` is where it
+    leads to, `note` a line in small print under it."""
 
     text: str
     key: float | None = None
@@ -21,6 +22,8 @@ class Cell:
     strong: bool = False
     verdict: str = ""
     bar: float | None = None
+    href: str = ""
+    note: str = ""
 
     @property
     def sorts(self) -> str:
@@ -31,7 +34,8 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows under `columns`; a column whose name starts with `#` holds numbers. `folded` tables wait to be opened."""
+    """Rows under `columns`; a column whose name starts with `#` holds numbers. `folded` tables wait to be opened. The sorting and
+    filtering of a `linked` one is in the page's address, and a reader may choose among the values of its `facets` (columns)."""
 
     id: str
     caption: str
@@ -39,6 +43,8 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     notes: tuple[str, ...] = ()
     folded: bool = False
+    linked: bool = False
+    facets: tuple[str, ...] = ()
     kind: Literal["table"] = "table"
 
 

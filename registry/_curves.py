@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,12 @@ CAVEAT = (
 )
 SHARED = "; speed is of runs that shared the device"
 Curves = dict[str, dict[str, list[list[float]]]]
+
+
+class Source(Protocol):
+    """What gives curves by record id, as `registry.Store` does."""
+
+    def all_curves(self, record_ids: list[str] | None = None) -> Curves: ...
 
 
 def _timed(trials: Frame, curves: Curves, factors: list[str]) -> list[dict[str, Any]]:

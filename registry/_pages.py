@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from . import _escape
+from . import _escape, _wording
 from ._blocks import Table
 from ._wording import LONG
 
@@ -17,10 +18,12 @@ _FOLDER = Path(__file__).parent / "templates"
 
 def template(format: str) -> Template:
     """The template of `html`, `markdown` or `latex`."""
-    return {"html": _html, "markdown": _markdown, "latex": _latex}[format]()
+    return {"html": html, "markdown": _markdown, "latex": _latex}[format]()
 
 
-def _html() -> Template:
+@functools.cache
+def html(name: str = "report") -> Template:
+    """A template of a page, which is a file of its own unless a `site` is given, whose root, crumbs and assets it has then."""
     made = Environment(
         loader=FileSystemLoader(_FOLDER),
         undefined=StrictUndefined,
@@ -28,9 +31,14 @@ def _html() -> Template:
         lstrip_blocks=True,
         autoescape=True,
     )
-    made.globals |= {name: Markup((_FOLDER / f"report.{name}").read_text(encoding="utf-8")) for name in ("css", "js")}
+    made.globals |= {name: Markup(asset(f"report.{name}")) for name in ("css", "js")} | {"site": None, "w": _wording}
     made.filters["svg"] = Markup
-    return made.get_template("report.html.j2")
+    return made.get_template(f"{name}.html.j2")
+
+
+def asset(name: str) -> str:
+    """The text of a style sheet or script."""
+    return (_FOLDER / name).read_text(encoding="utf-8")
 
 
 def _markdown() -> Template:

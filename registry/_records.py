@@ -37,16 +37,23 @@ def read(home: Path | None, tracking_uri: str | None, offline: bool) -> Mirror:
     return mirror
 
 
+def newest(mirror: Mirror) -> dict[str, dict[str, DesignRecord]]:
+    """The newest design that has results, by suite and scale."""
+    with Sandbox(mirror) as sandbox:
+        rows = sandbox.rows("SELECT DISTINCT suite, scale, design_id FROM designs WHERE latest ORDER BY suite, scale")
+    texts = dict(zip(mirror.designs["design_id"].to_pylist(), mirror.designs["design"].to_pylist(), strict=True))
+    found: dict[str, dict[str, DesignRecord]] = {}
+    for row in rows:
+        found.setdefault(row["suite"], {})[row["scale"]] = DesignRecord.from_json(texts[row["design_id"]])
+    return found
+
+
 def latest(mirror: Mirror, suite: str) -> dict[str, DesignRecord]:
     """The newest design of a suite that has results, by scale. Raises `RegistryEmpty` for a suite without."""
-    with Sandbox(mirror) as sandbox:
-        rows = sandbox.rows("SELECT DISTINCT suite, scale, design_id FROM designs WHERE latest ORDER BY scale")
-    ids = {row["scale"]: row["design_id"] for row in rows if row["suite"] == suite}
-    if not ids:
-        known = ", ".join(sorted({row["suite"] for row in rows})) or "none"
-        raise RegistryEmpty(f'no results for suite "{suite}"; there are some for: {known}')
-    texts = dict(zip(mirror.designs["design_id"].to_pylist(), mirror.designs["design"].to_pylist(), strict=True))
-    return {scale: DesignRecord.from_json(texts[design_id]) for scale, design_id in ids.items()}
+    found = newest(mirror)
+    if suite not in found:
+        raise RegistryEmpty(f'no results for suite "{suite}"; there are some for: {", ".join(found) or "none"}')
+    return found[suite]
 
 
 def trials_of(

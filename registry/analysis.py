@@ -25,6 +25,7 @@ from ._model import MAIN, PAIRS, VARIANCE, Linear
 from ._notes import caveats
 from ._records import latest, read, trials_of
 from .leaderboard import RegistryEmpty
+from .mirror import Mirror
 from .rank import holm
 from .record import DesignRecord
 from .store import Store
@@ -65,7 +66,7 @@ class Effects:
     divergence: pd.DataFrame
     cells: pd.DataFrame
     notes: tuple[str, ...]
-    store: Store | None = field(default=None, repr=False, compare=False)
+    store: _curves.Source | None = field(default=None, repr=False, compare=False)
 
     def time_to_target(self, target: float | None = None) -> pd.DataFrame:
         """Seconds of training until val_loss is at `target` (by default the final one of the worst cell), by cell. Needs
@@ -103,14 +104,20 @@ def effects(
     if scale is not None and scale not in found:
         raise RegistryEmpty(f'no results for suite "{suite}" at scale "{scale}"; there are some at: {", ".join(found)}')
     design = found[scale] if scale is not None else max(found.values(), key=lambda one: (one.created_at, one.scale))
-    trials, environment, notes = trials_of(mirror, design, environment_id)
     others = [name for name in found if name != design.scale]
-    if scale is None and others:
-        notes.insert(0, f"This is scale {design.scale}; there are results at {', '.join(others)}, too.")
-    notes += [f"Left out, damaged: run {run_id} ({reason})." for run_id, reason in mirror.damaged]
-    return _analysed(
-        design, trials, environment, notes, None if offline else Store.open(*_place(home, tracking_uri), create=False)
-    )
+    unasked = [f"This is scale {design.scale}; there are results at {', '.join(others)}, too."]
+    store = None if offline else Store.open(*_place(home, tracking_uri), create=False)
+    return effects_of(mirror, design, environment_id, store, unasked if scale is None and others else [])
+
+
+def effects_of(
+    mirror: Mirror, design: DesignRecord, environment_id: str | None = None, store: _curves.Source | None = None,
+    notes: Sequence[str] = (),
+) -> Effects:  # fmt: skip
+    """The effects of a design from a mirror that was read; `store` gives the curves."""
+    trials, environment, found = trials_of(mirror, design, environment_id)
+    damaged = [f"Left out, damaged: run {run_id} ({reason})." for run_id, reason in mirror.damaged]
+    return _analysed(design, trials, environment, [*notes, *found, *damaged], store)
 
 
 def scales(
@@ -132,7 +139,7 @@ def _place(home: Path | None, tracking_uri: str | None) -> tuple[Path, str | Non
 
 
 def _analysed(
-    design: DesignRecord, trials: Frame, environment: dict[str, Any], notes: Sequence[str], store: Store | None
+    design: DesignRecord, trials: Frame, environment: dict[str, Any], notes: Sequence[str], store: _curves.Source | None
 ) -> Effects:
     trials = trials.reset_index(drop=True)
     grid = Grid(design, trials[trials["control"] == ""].reset_index(drop=True))

@@ -66,7 +66,12 @@ def _for_page(text: str, title: str) -> str:
     """No fixed size, ids of its own (a page holds many), and each mark's description as a tooltip."""
     ET.register_namespace("", _SVG)
     root = ET.fromstring(text)
-    own = re.sub(r"\W+", "-", title).lower()[:40]
+    own, ids = re.sub(r"\W+", "-", title).lower()[:40], {}
+
+    def numbered(known: str) -> str:
+        """Vega counts on from one picture to the next: the same picture is to be the same text."""
+        return f"{own}-{ids.setdefault(known, len(ids))}"
+
     for parent in root.iter():
         for child in list(parent):
             empty = child.get("display") == "none" or (
@@ -86,10 +91,8 @@ def _for_page(text: str, title: str) -> str:
         if kept and told:
             ET.SubElement(element, f"{{{_SVG}}}title").text = told
         for name, value in list(element.attrib.items()):
-            if name == "id":
-                element.set(name, f"{own}-{value}")
-            elif "url(#" in value:
-                element.set(name, value.replace("url(#", f"url(#{own}-"))
+            if name == "id" or "url(#" in value:
+                element.set(name, re.sub(r"(?<=#)[^)]+|^[^(]+$", lambda found: numbered(found[0]), value))
     for name in ("width", "height", "version"):
         root.attrib.pop(name, None)
     root.attrib |= {"class": "plot", "role": "img", "aria-label": title, "font-family": _FONT}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -114,7 +115,7 @@ class Report:
         """
         if format not in FORMATS:
             raise ValueError(f'no format "{format}"; there are: {", ".join(FORMATS)}')
-        return _pages.template(format).render(report=self, w=w)
+        return _pages.template(format).render(report=self, page=self, w=w)
 
     def _answer(self) -> Section:
         blocks: list[Block] = [*tables.answers(self.found, self.names)]
@@ -233,6 +234,11 @@ def report(
     others = scales(suite, home=home, tracking_uri=tracking_uri, offline=True) if several else []
     others = [name for name in others if name != found.design.scale][:MOST_SCALES]
     elsewhere = [effects(suite, name, home=home, tracking_uri=tracking_uri, offline=True) for name in others]
+    return report_of(mirror, found, elsewhere)
+
+
+def report_of(mirror: Mirror, found: Effects, elsewhere: Sequence[Effects]) -> Report:
+    """The report of effects, held against those of the same suite at other scales."""
     compared = across_scales([found, *elsewhere])
     return Report(found, Sources(_records(mirror, found), _curves(found), _tuning_losses(mirror, found), compared))
 

@@ -9,6 +9,7 @@ from typing import Any
 import needs
 import pandas as pd
 import pytest
+from browsing import opened
 from effects_frames import hostile, planted
 from playwright import sync_api as playwright
 
@@ -39,22 +40,7 @@ def open_page(files: dict[str, str]) -> Iterator[Open]:
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
 
-        def opened(name: str, width: int = 1200, **options: Any) -> Any:
-            page = browser.new_context(viewport={"width": width, "height": 900}, **options).new_page()
-            page.troubles = []
-            page.on("console", lambda message: page.troubles.append(message.text))
-            page.on("pageerror", lambda error: page.troubles.append(str(error)))
-            page.on("dialog", lambda dialog: (page.troubles.append(dialog.message), dialog.dismiss()))
-            page.on(
-                "request",
-                lambda request: (
-                    page.troubles.append(request.url) if not request.url.startswith(("file:", "data:")) else None
-                ),
-            )
-            page.goto(files[name])
-            return page
-
-        yield opened
+        yield lambda name, width=1200, **options: opened(browser, files[name], width, **options)
         browser.close()
 
 
