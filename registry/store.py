@@ -28,22 +28,13 @@ from .locks import FileLock
 from .record import DesignRecord, MarkRecord, TrialRecord, retractions
 from .spool import Spool
 from .sqlite_read import FastReader, open_fast
+from .trouble import StoreError, StoreUnavailable, StoreWarning, explained, forbidden, one_line
+
+__all__ = ["Changes", "Store", "StoreError", "StoreUnavailable", "StoreWarning"]
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
-
-
-class StoreError(ValueError):
-    """The store cannot be used as it is; the message says what to do."""
-
-
-class StoreUnavailable(StoreError):
-    """The store does not answer now; the same may work later."""
-
-
-class StoreWarning(UserWarning):
-    """Something that is kept elsewhere, or left for later, could not be written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +131,7 @@ class Store:
                 # One record that the store refuses must not hold up the others: it stays in the spool, where it
                 # counts as done.
                 warnings.warn(
-                    f"record {record.record_id} stays in the spool: {_one_line(error)}", StoreWarning, stacklevel=2
+                    f"record {record.record_id} stays in the spool: {one_line(error)}", StoreWarning, stacklevel=2
                 )
             else:
                 spool.clear(record.record_id)
@@ -262,9 +253,21 @@ class Store:
             if self.path and self.path == self.home / "mlflow.db":
                 with self._lock:
                     self._migrate(self.path)
+            if self._is_database and not self.path:
+                _reach(self.uri)
             return MlflowClient(tracking_uri=self.uri)
         except Exception as error:  # MLflow, SQLAlchemy, Alembic and the drivers raise their own
-            raise StoreError(f"tracking store {self.name} cannot be used: {_one_line(error)}") from None
+            reason = one_line(error).replace(self.uri, self.name)  # which has the password
+            raise StoreError(f"tracking store {self.name} cannot be used: {reason}") from None
+
+    @property
+    def _writer(self) -> str:
+        """Who shares our lock. Others at work on the same machine, in a home of their own, do not."""
+        return f"{socket.gethostname()} {hashlib.sha256(str(self._lock.path).encode()).hexdigest()[:16]}"
+
+    @property
+    def _is_database(self) -> bool:
+        return urlsplit(self.uri).scheme.partition("+")[0] in ("sqlite", "postgresql", "mysql", "mssql")
 
     def _search(self, kind: Kind | None, tags: dict[str, str], *, complete: bool = True) -> Iterator[Run]:
         wanted = {KIND: kind} | tags if kind else tags
@@ -286,7 +289,7 @@ class Store:
                 return
 
     def _write(self, content: RunContent) -> str:
-        client, writer, (start, end) = self._client, socket.gethostname(), content.span
+        client, writer, (start, end) = self._client, self._writer, content.span
         with self._lock, self._answering():
             for run in list(self._search(None, {ID: content.record_id}, complete=False)):
                 if COMPLETE in run.data.tags:
@@ -324,30 +327,48 @@ class Store:
             self._client.log_text(run.info.run_id, text, file_name)
         except Exception as error:  # artifact stores raise what their libraries raise
             self._artifacts = False
-            warnings.warn(f"{self.name}: artifacts cannot be written ({_one_line(error)})", StoreWarning, stacklevel=4)
+            warnings.warn(f"{self.name}: artifacts cannot be written ({one_line(error)})", StoreWarning, stacklevel=4)
 
     def _smallest(self, record_id: str) -> str:
-        """Machines share no lock: of the complete runs of one record all of them keep the same one."""
+        """Machines share no lock: of the complete runs of one record all of them keep the same one. Where it is another
+        user's to delete the others, they stay, and readers collapse them."""
+        from mlflow.exceptions import MlflowException
+
         first, *others = sorted(run.info.run_id for run in self._search(None, {ID: record_id}))
         for run_id in others:
-            self._client.delete_run(run_id)
+            try:
+                self._client.delete_run(run_id)
+            except MlflowException as error:
+                if not forbidden(error):
+                    raise
         return first
 
     def _experiment(self, suite: str) -> str:
         """The experiment named after the suite (or `MLFLOW_EXPERIMENT_NAME`); one that was deleted is left deleted."""
+        from mlflow.exceptions import MlflowException
+
         wanted = name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or suite
         number = 1
-        while experiment := self._client.get_experiment_by_name(name):
+        while True:
+            experiment = self._client.get_experiment_by_name(name)
+            if experiment is None:
+                try:
+                    return self._client.create_experiment(name, self._artifact_folder(name))
+                except MlflowException as error:
+                    if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                        raise
+                    continue  # another machine made it in between
             if experiment.lifecycle_stage == "active":
                 return experiment.experiment_id
             number += 1
             name = f"{wanted} ({number})"
-        server = urlsplit(self.uri).scheme in ("http", "https", "databricks")
-        if not server:
-            (self.home / "artifacts").mkdir(parents=True, exist_ok=True)
-        return self._client.create_experiment(
-            name, None if server else f"{(self.home / 'artifacts').as_uri()}/{_slug(name)}"
-        )
+
+    def _artifact_folder(self, experiment: str) -> str | None:
+        """Where the artifacts of a new experiment go; a server has its own place for them."""
+        if urlsplit(self.uri).scheme in ("http", "https", "databricks"):
+            return None
+        (self.home / "artifacts").mkdir(parents=True, exist_ok=True)
+        return f"{(self.home / 'artifacts').as_uri()}/{_slug(experiment)}"
 
     def _create(self) -> None:
         """A database appears whole or not at all: MLflow takes two seconds to make one, and half of one stays broken."""
@@ -384,11 +405,7 @@ class Store:
         try:
             yield
         except MlflowException as error:
-            server = urlsplit(self.uri).scheme in ("http", "https")
-            if not (server and "API request to" in str(error)) and error.error_code != "TEMPORARILY_UNAVAILABLE":
-                raise
-            advice = "start it, or set MLFLOW_TRACKING_URI" if server else "is its folder writable?"
-            raise StoreUnavailable(f"tracking store {self.name} does not answer ({_why(error)}): {advice}") from None
+            raise explained(error, self.name, self.uri) from None
 
 
 def _sqlite_path(uri: str) -> Path | None:
@@ -414,18 +431,15 @@ def _import_quietly() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
+def _reach(uri: str) -> None:
+    """See whether a database lets us in: MLflow would try for two minutes, and say nothing."""
+    import sqlalchemy
 
-
-def _why(error: BaseException) -> str:
-    """The innermost cause, which names no URL and so no password."""
-    cause: BaseException = error
-    while cause.__cause__ or cause.__context__:
-        cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
-    if cause is error:
-        return _one_line(error).rpartition("failed with ")[2][:120]
-    return getattr(cause, "strerror", None) or type(cause).__name__
+    engine = sqlalchemy.create_engine(uri)
+    try:
+        engine.connect().close()
+    finally:
+        engine.dispose()
 
 
 def _slug(name: str) -> str:

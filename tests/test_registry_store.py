@@ -276,6 +276,69 @@ def test_a_server_that_does_not_answer_is_named_without_its_password(
         store.write_trial(record())
 
 
+@pytest.mark.parametrize(
+    ("answer", "kind", "says"),
+    [
+        ("error code 401 != 200. Response body: 'You are not authenticated.'", StoreUnavailable, "set MLFLOW_TRACKING_USERNAME"),
+        ("error code 403 != 200. Response body: 'Permission denied'", StoreError, "does not allow this: Permission denied"),
+        ("error code 404 != 200. Response body: '<html>'", StoreError, "there is no MLflow server at this address"),
+        ("error code 502 != 200. Response body: 'Bad Gateway'", StoreUnavailable, "does not answer (error code 502"),
+    ],
+)  # fmt: skip
+def test_what_a_server_answers_is_said_in_a_line(
+    answer: str, kind: type[StoreError], says: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.exceptions import MlflowException
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise MlflowException(f"API request to endpoint /api failed with {answer}")
+
+    store = Store.open(home, "http://user:secret@127.0.0.1:9")
+    monkeypatch.setattr(store._client, "search_experiments", refuse)
+    with pytest.raises(StoreError) as caught:
+        store.trials()
+    assert type(caught.value) is kind
+    assert says in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_an_experiment_that_another_machine_makes_in_between_is_used(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.exceptions import MlflowException
+
+    store = empty_store(home)
+    create = store._client.create_experiment
+
+    def late(name: str, artifact_location: str | None = None) -> str:
+        create(name, artifact_location)
+        raise MlflowException("it exists", error_code=3001)  # RESOURCE_ALREADY_EXISTS
+
+    monkeypatch.setattr(store._client, "create_experiment", late)
+    store.write_trial(record())
+    assert store.trials() == [bare(record())]
+
+
+def test_a_copy_that_is_another_users_to_delete_stays_and_counts_once(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.exceptions import MlflowException
+
+    store = empty_store(home)
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_search", lambda *args, **kwargs: iter(()))
+        runs = [store.write_trial(record()) for _ in range(2)]
+
+    def refuse(run_id: str) -> None:
+        raise MlflowException(
+            "API request to endpoint /api failed with error code 403 != 200. Response body: 'Permission denied'"
+        )
+
+    monkeypatch.setattr(store._client, "delete_run", refuse)
+    assert store._smallest(record().record_id) == min(runs)
+    assert store.trials() == [bare(record())]
+
+
 @pytest.mark.parametrize("uri", ["./mlruns", "file:///tmp/x"])
 def test_a_folder_is_refused_as_a_store(home: Path, uri: str) -> None:
     with pytest.raises(StoreError, match="sqlite:///PATH"):
