@@ -6,10 +6,12 @@ Standard library only, so that any program can read and write records. Units are
 from __future__ import annotations
 
 import json
-import math
+import re
+import sys
 import uuid
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime
 from typing import Any, ClassVar, Literal, get_args
 
 SCHEMA_VERSION = 3
@@ -26,6 +28,9 @@ ALONE = ("one_at_a_time", "leave_one_out")
 """Kinds of design whose cells depart from the baseline by one level, and are named by that."""
 CONTROLS = ("aa", "bad")
 """What a trial of a design may be beside an ordinary one: the baseline again on other seeds, or the known-bad."""
+LARGEST = sys.float_info.max
+ID = re.compile(r"[\w.:-]{1,200}", re.ASCII)
+"""What names a record, a trial, a cell, an environment or a design."""
 RETRYABLE = ("out_of_memory", "timeout", "crashed", "killed")
 """Failures that `--retry-failed` tries again; `finished` and `diverged` are final."""
 
@@ -218,17 +223,20 @@ class TrialRecord(_Json):
                      "finished_at"):  # fmt: skip
             value = getattr(self, name)
             _check(isinstance(value, str) and value != "", f"{name}: expected a non-empty string, not {value!r}")
+        _check_names(self, ("record_id", "trial_id", "cell_id", "environment_id"), ("started_at", "finished_at"))
+        for name in ("cause", "git_revision", "step_mode"):
+            _check(isinstance(getattr(self, name), str), f"{name}: expected a string, not {getattr(self, name)!r}")
         _check(
             self.schema_version == SCHEMA_VERSION, f"schema_version: {self.schema_version!r} is not {SCHEMA_VERSION}"
         )
         _check(self.status in STATUSES, f"status: {self.status!r} is not one of {', '.join(STATUSES)}")
         _check(self.purpose in PURPOSES, f"purpose: {self.purpose!r} is not one of {', '.join(PURPOSES)}")
-        _check(
-            isinstance(self.seed, int) and not isinstance(self.seed, bool), f"seed: {self.seed!r} is not a whole number"
-        )
-        _check(isinstance(self.exclusive, bool), f"exclusive: {self.exclusive!r} is not true or false")
+        _check(_whole(self.seed), f"seed: {self.seed!r} is not a whole number")
+        for name in ("exclusive", "git_dirty"):
+            _check(isinstance(getattr(self, name), bool), f"{name}: {getattr(self, name)!r} is not true or false")
         for name in ("recipe", "environment", "metrics", "curves", "context"):
             _check(isinstance(getattr(self, name), dict), f"{name}: expected an object")
+        _check(_texts(self.context.get("levels", {})), "context.levels: expected a string for each factor")
         for name, value in self.metrics.items():
             _check(_finite(value), f"metrics.{name}: {value!r} is not a finite number")
         for name, points in self.curves.items():
@@ -291,16 +299,40 @@ class DesignRecord(_Json):
         for name in ("design_id", "suite", "scale", "kind", "match", "created_at"):
             value = getattr(self, name)
             _check(isinstance(value, str) and value != "", f"{name}: expected a non-empty string, not {value!r}")
+        _check_names(self, ("design_id",), ("created_at",))
+        for name in ("description", "suite_text", "command"):
+            _check(isinstance(getattr(self, name), str), f"{name}: expected a string, not {getattr(self, name)!r}")
         _check(
             self.schema_version == SCHEMA_VERSION, f"schema_version: {self.schema_version!r} is not {SCHEMA_VERSION}"
         )
         _check(
             isinstance(self.factors, dict) and isinstance(self.baseline, dict), "factors, baseline: expected objects"
         )
-        _check(isinstance(self.trials, list), "trials: expected a list")
+        _check(_texts(self.baseline), "baseline: expected a string for each factor")
+        for factor, labels in self.factors.items():
+            good = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
+            _check(good, f"factors.{factor}: expected a list of strings")
+        _check(isinstance(self.seeds, list) and all(map(_whole, self.seeds)), "seeds: expected a list of whole numbers")
+        _check(self.margin is None or _finite(self.margin), f"margin: {self.margin!r} is not a finite number")
+        for name in ("contrasts", "aliases", "trials"):
+            good = isinstance(getattr(self, name), list) and all(isinstance(one, dict) for one in getattr(self, name))
+            _check(good, f"{name}: expected a list of objects")
+        for name in ("tuning", "drift"):
+            value = getattr(self, name)
+            good = isinstance(value, dict) and all(isinstance(one, dict) for one in value.values())
+            _check(good, f"{name}: expected an object of objects")
         for trial in self.trials:
-            good = isinstance(trial, dict) and {"trial_id", "cell_id", "levels", "seed"} <= set(trial)
-            _check(good, f"trials: {trial!r} lacks trial_id, cell_id, levels or seed")
+            _check(
+                {"trial_id", "cell_id", "levels", "seed"} <= set(trial),
+                f"trials: {trial!r} lacks trial_id, cell_id, levels or seed",
+            )
+            good = (
+                _texts(trial["levels"])
+                and _whole(trial["seed"])
+                and all(isinstance(trial[name], str) and ID.fullmatch(trial[name]) for name in ("trial_id", "cell_id"))
+            )
+            _check(good, f"trials: {trial!r} has an id, levels or a seed that is none")
+            _check(isinstance(trial.get("label", ""), str), f"trials: label {trial.get('label')!r} is not a string")
             control, stage = trial.get("control"), trial.get("stage")
             _check(control in (None, *CONTROLS), f"trials: control {control!r} is not one of {', '.join(CONTROLS)}")
             _check(stage in (None, "tune"), f"trials: stage {stage!r} is not tune")
@@ -360,5 +392,28 @@ def cell_label(design: DesignRecord, levels: dict[str, str]) -> str:
     return " + ".join(changes) or "baseline"
 
 
+def _check_names(record: Any, ids: tuple[str, ...], moments: tuple[str, ...]) -> None:
+    """That ids are made of letters, digits and `_.:-`, that names can be printed on a line, and that moments are ISO timestamps."""
+    for name in ids:
+        _check(ID.fullmatch(getattr(record, name)) is not None, f"{name}: {getattr(record, name)!r} cannot be an id")
+    for name in ("suite", "scale"):
+        value = getattr(record, name)
+        _check(value.isprintable() and len(value) <= 200, f"{name}: {value[:200]!r} cannot be a name")
+    for name in moments:
+        try:
+            datetime.fromisoformat(getattr(record, name))
+        except ValueError:
+            raise RecordError(f"{name}: {getattr(record, name)!r} is not a timestamp") from None
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+
+
+def _whole(value: Any) -> bool:
+    """Whether this is a whole number that a database takes."""
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+
+
 def _finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST
