@@ -20,7 +20,7 @@ BROKEN_PIPE = 141
 TRAIN_EXTRA = ("torch", "ray", "datasets", "tokenizers")
 """What only training needs."""
 
-for group in ("suites", "runs", "results", "pages", "records"):  # in the order of the help
+for group in ("suites", "runs", "results", "pages", "records", "sharing"):  # in the order of the help
     importlib.import_module(f"ablate.commands.{group}")
 
 
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def commands() -> list[str]:
     """The names of all commands."""
-    return [info.callback.__name__ for info in app.registered_commands if info.callback]
+    return [info.name or info.callback.__name__ for info in app.registered_commands if info.callback]
 
 
 def _wrong(message: str) -> int:

@@ -221,12 +221,14 @@ def report(
     home: Path | None = None,
     tracking_uri: str | None = None,
     offline: bool = False,
+    environment_id: str | None = None,
 ) -> Report:
-    """The report of a suite at one scale (that of its newest design, if none is given), from its records.
+    """The report of a suite at one scale (that of its newest design, if none is given) in one environment (that with the most finished
+    trials, if none is given), from its records.
 
     `offline` reads the local mirror alone, which has no curves. Raises `RegistryEmpty` where nothing was recorded.
     """
-    found = effects(suite, scale, home=home, tracking_uri=tracking_uri, offline=offline)
+    found = effects(suite, scale, home=home, tracking_uri=tracking_uri, offline=offline, environment_id=environment_id)
     place = home or default_home(), tracking_uri
     mirror = sync(Store.open(*place, create=False), offline=True)  # analysing has brought it up to date
     designs = zip(*(mirror.designs[column].to_pylist() for column in ("suite", "scale")), strict=True)
