@@ -86,7 +86,8 @@ def main(home: Path, options: dict[str, Any]) -> int:
 
     workers = options.get("workers")
     place = environment.environment_id(environment.expected(workers=workers))
-    jobs = [job(seed, **options.get("recipe", {})) for seed in range(options.get("jobs", 8))]
+    first = options.get("first", 0)
+    jobs = [job(seed, **options.get("recipe", {})) for seed in range(first, first + options.get("jobs", 8))]
     before = {j.trial_id: TrialLock(home, attempt_key(j.trial_id, place)).finished() for j in jobs}
     store = Store.open(home)
     done = {*store.statuses(place)} if not options.get("blind") else set()
