@@ -1,12 +1,14 @@
-"""Writes the generated parts of README.md: `make docs`. `test_readme.py` fails where they have drifted."""
+"""Writes the generated parts of README.md and results/README.md: `make docs`. `test_readme.py` fails where they have drifted."""
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import io
 import json
 import os
 import re
+import statistics
 from pathlib import Path
 from unittest import mock
 
@@ -15,10 +17,13 @@ from benchmarks.gpu import bench
 from ablate import render
 from ablate._words import words
 from ablate.cli import commands, main
+from ablate.design import expand
 from ablate.suite import load_suite, shipped
 from ablate.variants import load_factors
 
 README = Path(__file__).resolve().parent.parent / "README.md"
+RESULTS = README.parent / "results"
+PUBLISHED = RESULTS / "README.md"
 MEASURED = README.parent / "results" / "benchmarks"
 COLUMNS = "100"
 SECTION = re.compile(r"(<!-- generated: (\w+), by make docs -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -69,6 +74,72 @@ def speed() -> str:
     return "\n".join(parts) or "No results are published yet.\n"
 
 
+def published() -> str:
+    """A row for each folder that `ablate publish` or its forerunners made."""
+    rows = []
+    for path in sorted(RESULTS.rglob("trials.csv")):
+        folder = path.parent
+        (environment,) = json.loads((folder / "env.json").read_text(encoding="utf-8"))["rows"]
+        trials = [row for row in read(path) if row.get("purpose", "primary") == "primary"]
+        finished = sum(row["status"] == "finished" for row in trials)
+        place = folder.relative_to(RESULTS)
+        where = f"{environment['device']}, torch {environment['torch']}"
+        kept = f"[{(folder / 'records.ablate').relative_to(RESULTS)}]({place}/records.ablate)"
+        rows.append([
+            f"[{place.parent.parent}]({place}/report.md)", place.parent.name, where, f"{finished} of {len(trials)}",
+            kept if (folder / "records.ablate").exists() else "not kept",
+        ])  # fmt: skip
+    return render.markdown(["suite", "scale", "on", "trials finished", "records"], rows)
+
+
+REFERENCE = {
+    "6 layers of 384, context 256, 5,000 steps, H200": ("1.4697", "shakespeare-char/10m/nvidia-h200"),
+    "4 layers of 128, context 64, 2,000 steps, CPU": ("1.88", "shakespeare-char-cpu/nano/amd-epyc"),
+}
+"""What nanoGPT's README and data/shakespeare_char say they come to, and where ours is."""
+
+
+def reference() -> str:
+    rows = []
+    for setting, (theirs, folder) in REFERENCE.items():
+        trials = read(RESULTS / "reference" / folder / "trials.csv")
+        rows.append([setting, theirs, *(spread(trials, name) for name in ("best_val_loss", "val_loss"))])
+    seeds = len(trials)
+    evaluated, theirs = evaluation_of("reference/shakespeare-char-cpu"), 20 * 12 * 64
+    control = read(RESULTS / "reference" / "shakespeare-char-cpu" / "control-h200.csv")
+    orders = {order: [row for row in control if row["order"] == order] for order in ("ours", "random")}
+    error = statistics.mean(float(trial["val_loss_se"]) for trial in trials)
+    ours = f"of {seeds} seeds (sd)"
+    table = render.markdown(["", "published", f"lowest evaluation, mean {ours}", f"last evaluation, mean {ours}"], rows)
+    return (
+        table
+        + f"""
+The small setting is evaluated on {evaluated:,} characters here; the published figure comes from 20 batches of 12 x 64, that is {theirs:,},
+whose mean has a standard error of about {error * (evaluated / theirs) ** 0.5:.3f} (`val_loss_se` of ours, {error:.4f}, at that number).
+A control with nanoGPT's own way of drawing training sequences (random offsets, with replacement) in this trainer gave
+{spread(orders["random"], "val_loss")} over {len(orders["random"])} seeds, where our order gave {spread(orders["ours"], "val_loss")} over
+the same {len(orders["ours"])} (`reference/shakespeare-char-cpu/control-h200.csv`, on one H200 in fp32).
+"""
+    )
+
+
+def evaluation_of(suite: str) -> int:
+    """Tokens of the held-out slice of a suite's base."""
+    (cell,) = expand(load_suite(suite), seeds=1).trials
+    return cell.recipe.evaluation.sequences * cell.recipe.data.seq_len
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def spread(rows: list[dict[str, str]], metric: str) -> str:
+    """Mean over seeds, and their standard deviation."""
+    values = [float(row[metric]) for row in rows]
+    return f"{statistics.mean(values):.4f} ({statistics.stdev(values):.4f})"
+
+
 def help_of(*argv: str) -> str:
     """What `ablate ARGV --help` prints at a fixed width, without colour."""
     with (
@@ -86,9 +157,13 @@ def help() -> str:
 
 def generate(text: str) -> str:
     """`text` with its generated parts made anew."""
-    makers = {"speed": speed, "suites": suites, "variants": variants, "fields": fields, "help": help}
+    makers = {
+        "speed": speed, "suites": suites, "variants": variants, "fields": fields, "help": help, "published": published,
+        "reference": reference,
+    }  # fmt: skip
     return SECTION.sub(lambda found: found[1] + "\n" + makers[found[2]]() + "\n" + found[3], text)
 
 
 if __name__ == "__main__":
-    README.write_text(generate(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for file in (README, PUBLISHED):
+        file.write_text(generate(file.read_text(encoding="utf-8")), encoding="utf-8")

@@ -13,6 +13,7 @@ from ablate.spec import Spec
 from ablate.suite import load_suite, shipped
 
 TEXT = readme.README.read_text(encoding="utf-8")
+PUBLISHED = readme.PUBLISHED.read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:
@@ -21,10 +22,12 @@ def blocks(language: str) -> list[str]:
 
 def test_generated_parts_have_not_drifted() -> None:
     assert readme.generate(TEXT) == TEXT, "run make docs"
+    assert readme.generate(PUBLISHED) == PUBLISHED, "run make docs"
 
 
 def test_every_generated_part_is_there() -> None:
     assert [found[2] for found in readme.SECTION.finditer(TEXT)] == ["speed", "suites", "variants", "fields", "help"]
+    assert [found[2] for found in readme.SECTION.finditer(PUBLISHED)] == ["published", "reference"]
 
 
 def test_every_command_is_documented() -> None:
