@@ -103,8 +103,7 @@ class Sandbox:
             relation = self._relation(sql, conditions)
             if aggregates:
                 expressions, groups = aggregates
-                # a mean depends on the order in which it is added up, to its last digit; that of the store is chance
-                relation = relation.order("record_id").aggregate(f"{groups}, {expressions}", groups)
+                relation = relation.aggregate(f"{groups}, {expressions}", groups)
             return [dict(zip(relation.columns, row, strict=True)) for row in relation.fetchall()]
 
         return self._within_limits(answer)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import random
 import re
+import sqlite3
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -32,7 +34,6 @@ from registry.store import Store
 
 CELLS = [{"model.attention": name, "norm": norm} for name in ("mha", "gqa") for norm in ("layernorm", "rmsnorm")]
 LOSSES = [3.1 + 0.1 * i for i in range(3)]
-"""Their sum depends on the order in which they are added up."""
 
 
 def finished() -> list[TrialRecord | DesignRecord]:
@@ -103,6 +104,19 @@ def test_another_registry_gives_the_same_answers_byte_for_byte(here: Store, ther
     assert len({re.sub(r"clip\d+", "clip", page) for page in pages}) == 1  # a process numbers what it draws
     assert cli(there, "export", again)[0] == 0
     assert again.read_bytes() == file.read_bytes()
+
+
+def test_a_mean_does_not_depend_on_the_order_in_which_runs_lie_in_a_store(tmp_path: Path) -> None:
+    stores = [empty_store(tmp_path / name) for name in ("one", "other")]
+    for store in stores:
+        trials = [record(levels, seed, loss=3 + seed * 0.377 % 1) for levels in CELLS for seed in range(9)]
+        write_at_once(store, [design(CELLS, 9), *trials])
+    with contextlib.closing(sqlite3.connect(stores[1].home / "mlflow.db")) as database, database:
+        database.create_function("backwards", 1, lambda text: text[::-1])
+        for table in ("runs", "tags", "metrics"):
+            database.execute(f"UPDATE {table} SET run_uuid = backwards(run_uuid)")
+    one, other = (Leaderboard(store.home).frame() for store in stores)
+    assert one.equals(other)
 
 
 def test_what_is_there_is_left_as_it_is(here: Store, there: Store, tmp_path: Path, cli) -> None:
