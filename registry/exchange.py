@@ -70,7 +70,9 @@ def select(
         raise RegistryEmpty(" ".join(filter(None, ["no results", what or ("" if where else "yet"), holds])))
     ids = {record.record_id for record in trials}
     curves = store.all_curves(sorted(ids))
-    marks = [mark for mark in _marks(store) if mark.record_id in ids]
+    whole = suite is None and scale is None and not where
+    # those of records that are gone, too: a copy that comes back is known by them
+    marks = [mark for mark in _marks(store) if whole or mark.record_id in ids or mark.trial_id in named]
     return Bundle([replace(record, curves=curves.get(record.record_id, {})) for record in trials], designs, marks)
 
 
