@@ -18,15 +18,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from . import record as schema
-from .record import SCHEMA_VERSION, DesignRecord, RecordError, TrialRecord
+from .record import SCHEMA_VERSION, DesignRecord, MarkRecord, RecordError, TrialRecord
 
 FORMAT, VERSION = "ablate-records", 1
-MANIFEST, TRIALS, DESIGNS, CURVES = "manifest.json", "trials.jsonl", "designs.jsonl", "curves.parquet"
-MARKS = "marks.jsonl"
-"""Only where there are marks, and they are in the schema."""
-MARK: Any = getattr(schema, "MarkRecord", None)
-MEMBERS = (TRIALS, DESIGNS, CURVES)
+MANIFEST, TRIALS, DESIGNS, MARKS, CURVES = (
+    "manifest.json",
+    "trials.jsonl",
+    "designs.jsonl",
+    "marks.jsonl",
+    "curves.parquet",
+)
+MEMBERS = (TRIALS, DESIGNS, MARKS, CURVES)
 MOST_BYTES = 2**31 - 1
 """Of a file, and of what it unpacks to."""
 MOST_MANIFEST_BYTES, MOST_POINTS = 2**16, 2**27
@@ -48,7 +50,7 @@ class Bundle:
 
     trials: list[TrialRecord] = field(default_factory=list)
     designs: list[DesignRecord] = field(default_factory=list)
-    marks: list[Any] = field(default_factory=list)
+    marks: list[MarkRecord] = field(default_factory=list)
 
     @property
     def points(self) -> int:
@@ -56,8 +58,12 @@ class Bundle:
 
     @property
     def counts(self) -> dict[str, int]:
-        marks = {"marks": len(self.marks)} if self.marks else {}
-        return {"trials": len(self.trials), "designs": len(self.designs), "points": self.points} | marks
+        return {
+            "trials": len(self.trials),
+            "designs": len(self.designs),
+            "marks": len(self.marks),
+            "points": self.points,
+        }
 
 
 def pack(bundle: Bundle) -> bytes:
@@ -67,10 +73,9 @@ def pack(bundle: Bundle) -> bytes:
     members = {
         TRIALS: _lines(replace(record, curves={}).to_json() for record in trials),
         DESIGNS: _lines(design.to_json() for design in designs),
+        MARKS: _lines(mark.to_json() for mark in sorted(bundle.marks, key=lambda mark: mark.mark_id)),
         CURVES: _parquet(trials),
     }
-    if bundle.marks:
-        members[MARKS] = _lines(mark.to_json() for mark in sorted(bundle.marks, key=lambda mark: mark.mark_id))
     manifest = {
         "format": FORMAT,
         "version": VERSION,
@@ -135,15 +140,14 @@ def _members(file: zipfile.ZipFile) -> tuple[dict[str, Any], dict[str, bytes]]:
     declared = manifest["members"]
     if set(declared) != set(infos) - {MANIFEST}:
         raise ArchiveError("its members are not those that its manifest lists")
-    expected = (*MEMBERS, MARKS) if MARK and MARKS in declared else MEMBERS
-    if strange := sorted(set(declared) - set(expected)):
+    if strange := sorted(set(declared) - set(MEMBERS)):
         raise ArchiveError(f"unknown member {strange[0]!r}")
     if missing := sorted(set(MEMBERS) - set(declared)):
         raise ArchiveError(f"member {missing[0]} is missing")
     if sum(info.file_size for info in infos.values()) > MOST_BYTES:
         raise ArchiveError(f"unpacks to more than {MOST_BYTES:,} bytes")
     members = {}
-    for name in expected:
+    for name in MEMBERS:
         if infos[name].file_size != declared[name]["bytes"]:
             raise ArchiveError(f"{name}: not as long as the manifest says")
         members[name] = _read(file, infos[name])
@@ -186,15 +190,14 @@ def _directory(end: bytes) -> tuple[int, int]:
 def _bundle(manifest: dict[str, Any], members: dict[str, bytes]) -> Bundle:
     trials = _records(members[TRIALS], TRIALS, TrialRecord.from_dict, lambda record: record.record_id)
     designs = _records(members[DESIGNS], DESIGNS, DesignRecord.from_dict, lambda design: design.design_id)
+    marks = _records(members[MARKS], MARKS, MarkRecord.from_dict, lambda mark: mark.mark_id)
     if strays := [record_id for record_id, record in trials.items() if record.curves]:
         raise ArchiveError(f"{TRIALS}: record {strays[0]} has curves, which belong into {CURVES}")
     curves = _curves(members[CURVES], set(trials), manifest["counts"]["points"])
     bundle = Bundle(
         [replace(record, curves=curves.get(record_id, {})) for record_id, record in trials.items()],
         list(designs.values()),
-        list(_records(members[MARKS], MARKS, MARK.from_dict, lambda mark: mark.mark_id).values())
-        if MARKS in members
-        else [],
+        list(marks.values()),
     )
     if bundle.counts != manifest["counts"]:
         raise ArchiveError(f"holds {bundle.counts}, and declares {manifest['counts']}")

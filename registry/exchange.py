@@ -72,7 +72,7 @@ def select(
     curves = store.all_curves(sorted(ids))
     whole = suite is None and scale is None and not where
     # those of records that are gone, too: a copy that comes back is known by them
-    marks = [mark for mark in _marks(store) if whole or mark.record_id in ids or mark.trial_id in named]
+    marks = [mark for mark in store.marks() if whole or mark.record_id in ids or mark.trial_id in named]
     return Bundle([replace(record, curves=curves.get(record.record_id, {})) for record in trials], designs, marks)
 
 
@@ -91,8 +91,7 @@ def import_records(path: Path, *, home: Path | None = None, tracking_uri: str | 
         raise ArchiveError(f"{path}: {error}; nothing was imported") from None
     if new.trials or new.designs or new.marks:
         _write(Store.open(home or default_home(), tracking_uri), new)
-    counts = {"trials": len(new.trials), "designs": len(new.designs)}
-    counts |= {"marks": len(new.marks)} if bundle.marks else {}
+    counts = {kind: count for kind, count in new.counts.items() if kind != "points"}
     return Taken(counts, {kind: bundle.counts[kind] - count for kind, count in counts.items()})
 
 
@@ -117,17 +116,13 @@ def _read(path: Path) -> bytes:
 def _write(store: Any, new: Bundle) -> None:
     for design in new.designs:
         store.write_design(design)
+    for mark in new.marks:  # before what they speak of: a retracted record counts at no time
+        store.write_mark(mark)
     if hasattr(store, "write_trials"):
         store.write_trials(new.trials)
     else:
         for record in new.trials:
             store.write_trial(record)
-    for mark in new.marks:
-        store.write_mark(mark)
-
-
-def _marks(store: Any) -> list[Any]:
-    return store.marks() if hasattr(store, "marks") else []
 
 
 def _is_of(record: TrialRecord | DesignRecord, suite: str | None, scale: str | None) -> bool:
@@ -144,7 +139,7 @@ def _new(store: Store, bundle: Bundle) -> Bundle:
     for record in known:
         if curves.get(record.record_id, {}) != record.curves:
             raise ArchiveError(f"record {record.record_id} is in the registry with other curves")
-    marks = _unknown(bundle.marks, {mark.mark_id: mark for mark in _marks(store)}, "mark_id")
+    marks = _unknown(bundle.marks, {mark.mark_id: mark for mark in store.marks()}, "mark_id")
     return Bundle([record for record in bundle.trials if record.record_id in missing], designs, marks)
 
 
@@ -168,6 +163,7 @@ class _Unwritten(Store):
         self._runs = {
             "trial": [TaggedRun(record.record_id, layout.trial_tags(record)) for record in bundle.trials],
             "design": [TaggedRun(design.design_id, layout.design_tags(design)) for design in bundle.designs],
+            "mark": [TaggedRun(mark.mark_id, layout.mark_run(mark).tags) for mark in bundle.marks],
         }
 
     def changes(self, kind: layout.Kind, known: set[str] | None = None, since: datetime | None = None) -> Changes:

@@ -121,7 +121,7 @@ def _troubles(trials: Frame, environment_id: str, place: dict[str, Any]) -> Iter
         (trials["git_dirty"].sum(), "from a checkout with uncommitted changes"),
         ((trials["git_revision"] == "").sum(), "without a git revision"),
         (missing, "without a fingerprint of corpus, held-out text or code"),
-        ((trials["refuted"] > trials["verified"]).sum() if "refuted" in trials else 0, "did not reproduce"),
+        ((trials["refuted"] > trials["verified"]).sum(), "did not reproduce"),
     ):
         if count:
             yield f"{count} of {n} records {what}"
@@ -129,8 +129,6 @@ def _troubles(trials: Frame, environment_id: str, place: dict[str, Any]) -> Iter
     if mirror.damaged:
         yield f"{len(mirror.damaged)} of the registry's runs damaged"
     with Sandbox(mirror) as sandbox:
-        if "retracted" not in sandbox.frame("SELECT * FROM trials LIMIT 0"):
-            return
         suite, scale = trials["suite"].iloc[0], trials["scale"].iloc[0]
         rows = sandbox.rows(
             "SELECT trial_id, suite, scale, bool_or(counts) AS counts FROM (SELECT trials.* REPLACE (designs.suite AS suite, "
@@ -138,7 +136,7 @@ def _troubles(trials: Frame, environment_id: str, place: dict[str, Any]) -> Iter
             f"AND environment_id = '{environment_id}') GROUP BY ALL HAVING NOT bool_or(counts) AND max(retracted) <> ''"
         )
     if withdrawn := sum((row["suite"], row["scale"]) == (suite, scale) for row in rows):
-        yield f"{withdrawn} trials have no record that was not retracted"
+        yield f"{withdrawn} {'trial has' if withdrawn == 1 else 'trials have'} only retracted records"
 
 
 def _trials(trials: Frame, factors: list[str]) -> pd.DataFrame:

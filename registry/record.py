@@ -223,7 +223,9 @@ class TrialRecord(_Json):
                      "finished_at"):  # fmt: skip
             value = getattr(self, name)
             _check(isinstance(value, str) and value != "", f"{name}: expected a non-empty string, not {value!r}")
-        _check_names(self, ("record_id", "trial_id", "cell_id", "environment_id"), ("started_at", "finished_at"))
+        _check_ids(self, "record_id", "trial_id", "cell_id", "environment_id")
+        _check_names(self, "suite", "scale")
+        _check_moments(self, "started_at", "finished_at")
         for name in ("cause", "git_revision", "step_mode"):
             _check(isinstance(getattr(self, name), str), f"{name}: expected a string, not {getattr(self, name)!r}")
         _check(
@@ -299,7 +301,9 @@ class DesignRecord(_Json):
         for name in ("design_id", "suite", "scale", "kind", "match", "created_at"):
             value = getattr(self, name)
             _check(isinstance(value, str) and value != "", f"{name}: expected a non-empty string, not {value!r}")
-        _check_names(self, ("design_id",), ("created_at",))
+        _check_ids(self, "design_id")
+        _check_names(self, "suite", "scale")
+        _check_moments(self, "created_at")
         for name in ("description", "suite_text", "command"):
             _check(isinstance(getattr(self, name), str), f"{name}: expected a string, not {getattr(self, name)!r}")
         _check(
@@ -363,6 +367,8 @@ class MarkRecord(_Json):
             value = getattr(self, name)
             good = isinstance(value, str) and value.strip() != ""
             _check(good, f"{name}: expected a non-empty string, not {value!r}")
+        _check_ids(self, "mark_id", "record_id", "trial_id")
+        _check_moments(self, "created_at")
         _check(isinstance(self.author, str), f"author: {self.author!r} is not a string")
         _check(self.kind in MARKS, f"kind: {self.kind!r} is not one of {', '.join(MARKS)}")
         _check(
@@ -392,14 +398,19 @@ def cell_label(design: DesignRecord, levels: dict[str, str]) -> str:
     return " + ".join(changes) or "baseline"
 
 
-def _check_names(record: Any, ids: tuple[str, ...], moments: tuple[str, ...]) -> None:
-    """That ids are made of letters, digits and `_.:-`, that names can be printed on a line, and that moments are ISO timestamps."""
-    for name in ids:
+def _check_ids(record: Any, *names: str) -> None:
+    for name in names:
         _check(ID.fullmatch(getattr(record, name)) is not None, f"{name}: {getattr(record, name)!r} cannot be an id")
-    for name in ("suite", "scale"):
+
+
+def _check_names(record: Any, *names: str) -> None:
+    for name in names:
         value = getattr(record, name)
         _check(value.isprintable() and len(value) <= 200, f"{name}: {value[:200]!r} cannot be a name")
-    for name in moments:
+
+
+def _check_moments(record: Any, *names: str) -> None:
+    for name in names:
         try:
             datetime.fromisoformat(getattr(record, name))
         except ValueError:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
-from registry_records import design, empty_store, record, write_at_once
+from registry_records import design, empty_store, record, retraction, verification, write_at_once
 
 from ablate.cli import main
 from registry import archive
@@ -76,7 +76,8 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], hom
 
 
 def everything(store: Store) -> tuple[Any, ...]:
-    return sorted(store.trials(), key=lambda one: one.record_id), store.designs(), store.all_curves(), store.damaged()
+    trials = sorted(store.trials(), key=lambda one: one.record_id)
+    return trials, store.designs(), store.marks(), store.all_curves(), store.damaged()
 
 
 def test_another_registry_gives_the_same_answers_byte_for_byte(here: Store, there: Store, tmp_path: Path, cli) -> None:
@@ -171,6 +172,26 @@ def test_a_trial_that_ran_for_another_suite_comes_with_the_design_that_names_it(
     assert {one.trial_id for one in unpack(file.read_bytes()).trials} == {one["trial_id"] for one in shared.trials}
 
 
+def test_retractions_and_verifications_come_along(here: Store, there: Store, tmp_path: Path, cli) -> None:
+    of, gone = record(CELLS[0], 1), record(CELLS[0], 99)
+    here.write_mark(retraction(of, "=1 wrong data"))
+    here.write_mark(retraction(gone))  # the mark of a record that was deleted since
+    here.write_trial(verification(record(CELLS[1], 2), "does not reproduce"))
+    for argv in ([], ["attention"]):
+        assert cli(here, "export", tmp_path / "records.ablate", *argv)[0] == 0
+        marks = unpack((tmp_path / "records.ablate").read_bytes()).marks
+        assert {mark.record_id for mark in marks} == ({of.record_id} if argv else {of.record_id, gone.record_id})
+    cli(here, "export", tmp_path / "records.ablate")
+    assert cli(there, "import", tmp_path / "records.ablate")[1] == "new: 16 trials, 2 designs, 2 marks\n"
+    assert cli(there, "import", tmp_path / "records.ablate")[1].endswith(
+        "there before: 16 trials, 2 designs, 2 marks\n"
+    )
+    assert everything(there) == everything(here)
+    board = cli(there, "leaderboard", "attention", "--format", "csv")
+    assert board == cli(here, "leaderboard", "attention", "--format", "csv")
+    assert Leaderboard(there.home).suite("attention").frame()["refuted"].sum() == 1
+
+
 def test_the_same_records_make_the_same_bytes_in_whatever_order_they_come() -> None:
     trials = [one for one in finished() if isinstance(one, TrialRecord)]
     designs = [one for one in finished() if isinstance(one, DesignRecord)]
@@ -186,6 +207,7 @@ SMALL = pack(Bundle([record(seed=seed) for seed in range(2)], [design([{"model.a
 def sealed(members: dict[str, bytes], /, **manifest: Any) -> bytes:
     """A file with these members and a manifest that fits them: what somebody can make who knows the format."""
     counts = manifest.get("counts") or {
+        "marks": members.get("marks.jsonl", b"").count(b"\n"),
         "trials": members.get("trials.jsonl", b"").count(b"\n"), "designs": members.get("designs.jsonl", b"").count(b"\n"),
         "points": pq.ParquetFile(io.BytesIO(members["curves.parquet"])).metadata.num_rows if "curves.parquet" in members else 0,
     }  # fmt: skip
@@ -304,7 +326,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "a member less": (lambda: sealed({"trials.jsonl": b""}), "is missing"),
     "two members of a name": (two_of_a_name, "the same name"),
     "members that are not listed": (lambda: sealed(parts(), members={}), "not those that its manifest lists"),
-    "other counts": (lambda: sealed(parts(), counts={"trials": 1, "designs": 1, "points": 10}), "declares"),
+    "other counts": (lambda: sealed(parts(), counts={"trials": 1, "designs": 1, "marks": 0, "points": 10}), "declares"),
     "a large manifest": (lambda: sealed(parts(), more=" " * 70_000), "manifest is larger"),
     "a bomb": (bomb, "not JSON"),
     "a bomb that declares less": (larger_than_it_says, "not as long as the manifest says"),
@@ -327,6 +349,10 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "levels that are none": (lambda: changed("trials.jsonl", lambda r: r["context"].update(levels=[1])), "context.levels"),
     "curves in the wrong place": (lambda: changed("trials.jsonl", lambda r: r.update(curves={"y": [[0, 0, 1]]})), "belong into"),
     "labels that are none": (lambda: changed("designs.jsonl", lambda r: r.update(factors={"a": 1})), "factors.a"),
+    "a mark that is none": (
+        lambda: sealed(parts() | {"marks.jsonl": json.dumps(retraction(record()).to_dict() | {"mark_id": "'"}).encode() + b"\n"}),
+        "cannot be an id",
+    ),
     "a trial that is none": (lambda: changed("designs.jsonl", lambda r: r["trials"][0].update(trial_id="a b")), "that is none"),
     "no Parquet": (lambda: altered_points(points([(ONE, "x", 0, 0.0, 1.0)])[:-9]), "cut off or altered"),
     "more points than declared": (lambda: altered_points(points([(ONE, "x", n, 0.0, 1.0) for n in range(9)])), "not the rows"),
@@ -353,7 +379,11 @@ def two_zip(members: dict[str, bytes]) -> bytes:
 
 
 def altered_points(data: bytes) -> bytes:
-    return sealed(parts() | {"curves.parquet": data}, counts={"trials": 2, "designs": 1, "points": 10}) if data else b""
+    return (
+        sealed(parts() | {"curves.parquet": data}, counts={"trials": 2, "designs": 1, "marks": 0, "points": 10})
+        if data
+        else b""
+    )
 
 
 def other_columns() -> bytes:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from registry_records import design, empty_store, record, write_at_once
+from registry_records import design, empty_store, record, retraction, verification, write_at_once
 
 from ablate.cli import main
 from registry import publish as publishing
@@ -149,6 +149,20 @@ def test_what_nobody_can_check_is_refused_unless_it_is_asked_for(kind: str, made
         assert (
             f"Published although nobody can check all of it: {says}" in (into / "attention/nano/cpu" / name).read_text()
         )
+
+
+def test_what_was_retracted_or_refuted_is_refused_until_another_stands_in(made, tmp_path: Path, cli) -> None:
+    store, into = made(), tmp_path / "results"
+    store.write_mark(retraction(trials()[0]))
+    code, _, err = cli(store.home, "publish", "attention", "-o", into)
+    assert code == 2
+    assert "1 trial has only retracted records" in err
+    store.write_trial(replace(trials(attempt=1)[0], finished_at="2026-03-01T00:00:00+00:00"))
+    assert cli(store.home, "publish", "attention", "-o", into)[0] == 0
+    store.write_trial(verification(trials()[1], "does not reproduce"))
+    code, _, err = cli(store.home, "publish", "attention", "-o", into)
+    assert code == 2
+    assert "1 of 6 records did not reproduce" in err
 
 
 def test_a_damaged_run_is_refused(made, tmp_path: Path, cli) -> None:

@@ -30,7 +30,7 @@ def export(
     from registry.exchange import export_records
 
     written = export_records(file, None if suite is None else name_of(suite), scale, tuple(where or ()))
-    print(f"{file}: {_many(len(written.trials), 'trial')}, {_many(len(written.designs), 'design')}")
+    print(f"{file}: {_listed(written.counts)}")
 
 
 @app.command(name="import")
@@ -46,7 +46,7 @@ def import_(
     taken = import_records(file)
     for word, counts in (("new", taken.new), ("there before", taken.known)):
         if word == "new" or any(counts.values()):
-            print(f"{word}: {', '.join(_many(n, kind.removesuffix('s')) for kind, n in counts.items())}")
+            print(f"{word}: {_listed(counts)}")
 
 
 @app.command()
@@ -72,5 +72,7 @@ def publish(
         print(publication.write(output))
 
 
-def _many(n: int, what: str) -> str:
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
+def _listed(counts: dict[str, int]) -> str:
+    """`9 trials, 1 design`; marks only where there are any."""
+    kinds = [kind for kind in ("trials", "designs", "marks") if counts[kind] or kind != "marks"]
+    return ", ".join(f"{counts[kind]:,} {kind.removesuffix('s') if counts[kind] == 1 else kind}" for kind in kinds)
