@@ -300,10 +300,13 @@ class DesignRecord(_Json):
         _check(isinstance(self.trials, list), "trials: expected a list")
         for trial in self.trials:
             good = isinstance(trial, dict) and {"trial_id", "cell_id", "levels", "seed"} <= set(trial)
-            _check(good, f"trials: {trial!r} lacks trial_id, cell_id, levels or seed")
+            if not good:  # a message made for each of thousands is most of the time that reading takes
+                raise RecordError(f"trials: {trial!r} lacks trial_id, cell_id, levels or seed")
             control, stage = trial.get("control"), trial.get("stage")
-            _check(control in (None, *CONTROLS), f"trials: control {control!r} is not one of {', '.join(CONTROLS)}")
-            _check(stage in (None, "tune"), f"trials: stage {stage!r} is not tune")
+            if control not in (None, *CONTROLS):
+                raise RecordError(f"trials: control {control!r} is not one of {', '.join(CONTROLS)}")
+            if stage not in (None, "tune"):
+                raise RecordError(f"trials: stage {stage!r} is not tune")
 
     def says_the_same(self, other: DesignRecord) -> bool:
         """Whether the two differ in nothing but when they were recorded and how they were asked for."""
