@@ -31,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     command = get_command(app)
+    if "_ABLATE_COMPLETE" in os.environ:  # a shell asks for what may come next
+        command.main(given, "ablate")
     try:
         with warnings.catch_warnings(), command.make_context("ablate", given or ["--help"]) as context:
             warnings.showwarning = _warn
@@ -69,13 +71,18 @@ def commands() -> list[str]:
 
 
 def _wrong(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {_plain(message)}", file=sys.stderr)
     return WRONG
+
+
+def _plain(message: str) -> str:
+    """On one line, and without what a terminal would obey."""
+    return "".join(sign if sign.isprintable() else "\ufffd" for sign in " ".join(message.split()))
 
 
 def _warn(message: Warning | str, category: type[Warning], *_: Any) -> None:
     if category.__module__.partition(".")[0] in ("ablate", "registry"):
-        print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+        print(f"warning: {_plain(str(message))}", file=sys.stderr)
 
 
 def _version(wanted: bool) -> None:

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ._views import schema as schema
     from .analysis import Effects as Effects
     from .analysis import across_scales as across_scales
     from .analysis import analyse as analyse
@@ -28,6 +29,7 @@ _HOMES = {
     "analyse": "analysis",
     "Leaderboard": "leaderboard",
     "query": "leaderboard",
+    "schema": "_views",
     "TrialRecord": "record",
     "DesignRecord": "record",
     "MarkRecord": "record",
@@ -46,6 +48,7 @@ __all__ = [
     "analyse",
     "effects",
     "query",
+    "schema",
 ]
 
 

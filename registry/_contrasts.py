@@ -9,12 +9,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from ._aliases import aliases
 from ._fit import NONE, Array, Estimate, paired, welch
 from ._grid import QUALITY, Frame, Grid, columns, confounded, is_ratio
-from .power import smallest_effect
 from .rank import holm
 from .record import METRICS
 
@@ -226,12 +224,26 @@ def controls(grid: Grid, trials: Frame, metric: str) -> list[Compared]:
 def judged(family: Sequence[Compared], metric: str, margin: float | None) -> list[dict[str, Any]]:
     """Rows of the frame of contrasts, Holm-corrected over `family`: one that cannot be tested counts in it."""
     margin = margin if metric == "val_loss" else None
-    ps = [_p(one) for one in family]
-    adjusted = holm([1.0 if math.isnan(p) else p for p in ps])
     return [
         _row(one, metric, margin, p, math.nan if math.isnan(p) else p_holm, len(family))
-        for one, p, p_holm in zip(family, ps, adjusted, strict=True)
+        for one, p, p_holm in _tested(family)
     ]
+
+
+def verdicts(family: Sequence[Compared], metric: str, margin: float | None) -> list[str]:
+    """The verdicts alone of what `judged` says."""
+    margin = margin if metric == "val_loss" else None
+    return [
+        _verdict(one, metric, math.nan if math.isnan(p) else p_holm, one.estimate.p_equivalence(margin))
+        for one, p, p_holm in _tested(family)
+    ]
+
+
+def _tested(family: Sequence[Compared]) -> list[tuple[Compared, float, float]]:
+    """Each with its p-value and that corrected over the family."""
+    ps = [_p(one) for one in family]
+    adjusted = holm([1.0 if math.isnan(p) else p for p in ps])
+    return list(zip(family, ps, adjusted, strict=True))
 
 
 def _by_divergence(one: Compared) -> bool:
@@ -242,6 +254,8 @@ def _p(one: Compared) -> float:
     """Of the difference of means; of that of divergence where nothing else is left of an arm."""
     if not _by_divergence(one):
         return one.estimate.p()
+    from scipy import stats  # seconds to import, and rarely needed
+
     table = [[count, n - count] for count, n in zip(one.diverged, one.seeds, strict=True)]
     found: Any = stats.fisher_exact(table)
     return float(found.pvalue)
@@ -275,6 +289,8 @@ def _smallest(estimate: Estimate, family: int, ratio: bool) -> float:
 @functools.cache
 def _in_errors(n: int, family: int) -> float:
     """`smallest_effect` in standard errors."""
+    from .power import smallest_effect  # imports all of scipy.stats, which who only wants verdicts should not wait for
+
     return smallest_effect(math.sqrt(n), n, contrasts=family)
 
 

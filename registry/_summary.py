@@ -10,9 +10,10 @@ from scipy.special import ndtri, stdtrit
 
 from ._fit import Array
 from ._grid import PASS, Frame, Grid, is_ratio
+from ._pareto import front
 from .noise import pooled
 from .power import smallest_effect
-from .record import METRICS, STATUSES
+from .record import STATUSES
 
 SIZES = ("parameters", "tokens", "flops_per_token")
 NOISE = "metric scale sd n df correlation sd_difference smallest_effect contrasts seeds".split()
@@ -37,7 +38,7 @@ def cells(grid: Grid, trials: Frame, metrics: tuple[str, ...]) -> Frame:
     for name in SIZES:
         size = _first(trials, codes, name)
         frame[name] = math.nan if size is None else size.to_numpy(float)
-    return frame.assign(pareto=_front(frame, metrics))
+    return frame.assign(pareto=front(frame, metrics))
 
 
 def _means(y: Array, codes: Array, n_cells: int) -> Array:
@@ -69,18 +70,6 @@ def _first(trials: Frame, codes: Array, name: str) -> Any | None:
     if name not in trials:
         return None
     return trials[name].groupby(codes).first().reindex(range(codes.max(initial=-1) + 1)).astype(float)
-
-
-def _front(frame: Frame, metrics: tuple[str, ...]) -> Array:
-    """Whether no other cell is as good in every metric and better in one, by the means; of cells that have them all."""
-    used = [metric for metric in metrics if frame[metric].notna().any()]
-    if not used:
-        return np.zeros(len(frame), dtype=bool)
-    points = np.column_stack([frame[m] * (1.0 if METRICS[m].better == "lower" else -1.0) for m in used])
-    whole = np.isfinite(points).all(1) & (frame["control"] == "").to_numpy()
-    others = points[whole]
-    beaten = [bool(((others <= point).all(1) & (others < point).any(1)).any()) for point in points]
-    return whole & ~np.array(beaten)
 
 
 def divergence(grid: Grid, trials: Frame) -> Frame:

@@ -2,37 +2,35 @@
 
 from __future__ import annotations
 
-import difflib
-import json
 import re
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from itertools import groupby
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 
+from . import _board_notes as notes_of
+from ._cells import CELL, DISTINCT, FIELD, SAME_TEXT, aggregates, ordered, with_factors, with_half_widths
+from ._groups import grouped
+from ._near import near
+from ._verdicts import PASSED, copy_to, with_pareto, with_verdicts
 from .home import home as default_home
 from .mirror import Mirror, sync
-from .rank import ranks
-from .record import ALONE, METRICS, STATUSES
-from .sql import QueryError, Sandbox, column_names
+from .record import ALONE, METRICS
+from .sql import QueryError, Sandbox, column_names, of_suite
 from .store import Store
 
-__all__ = ["Leaderboard", "QueryError", "RegistryEmpty", "query"]
+__all__ = ["SAME_TEXT", "Leaderboard", "QueryError", "RegistryEmpty", "query"]
 
-_GROUP = ("suite", "scale", "environment_id", "evaluation_fingerprint")
-_CELL = (*_GROUP, "text_fingerprint", "cell_id", "kind", "control", "cell")
-SAME_TEXT = 0.02
-"""By which share of its bytes the evaluated text of two cells may differ: the last sequence ends elsewhere with each tokenizer."""
 _SHOWN = ("val_loss", "val_bpb", "tokens_per_second", "mfu", "peak_memory_gib", "parameters")
 _ENDS = ("failed", "verified", "refuted", "exclusive", "device", "environment_id", "evaluation_fingerprint", "cell_id")
+_SPREAD = ("sd", "sem", "half_width")
 _BOARD = """
     SELECT trials.* REPLACE (designs.suite AS suite, designs.scale AS scale), designs.kind, designs.control, designs.cell,
-        designs.levels
+        designs.levels, designs.baseline, designs.tuned, designs.margin
     FROM designs JOIN trials USING (trial_id)
     WHERE designs.latest AND (trials.counts OR trials.purpose = 'speed' AND trials.status = 'finished' AND trials.retracted = '')
     QUALIFY trials.counts OR row_number() OVER (
@@ -50,7 +48,7 @@ class RegistryEmpty(ValueError):
 class Leaderboard:
     """Cells of suites with their seeds aggregated, ranked; each method gives a new board.
 
-    `Leaderboard().suite("attention").where("tokens > 1e6").sort("val_bpb").frame()`. By default it reads the store that
+    `Leaderboard().suite("attention").where("tokens > 1e6").sort("val_bpb").limit(5).frame()`. By default it reads the store that
     `ABLATE_HOME` and `MLFLOW_TRACKING_URI` name, and all its suites, each in the newest design of each scale.
     `offline` reads the local mirror as it is.
     """
@@ -60,89 +58,189 @@ class Leaderboard:
     offline: bool = False
     _suite: str | None = None
     _scale: str | None = None
+    _hardware: str | None = None
+    _since: str | None = None
+    _until: str | None = None
     _where: tuple[str, ...] = ()
     _metric: str = "val_loss"
-    _descending: bool | None = None
+    _reverse: bool = False
+    _columns: tuple[str, ...] = ()
+    _group_by: tuple[str, ...] = ()
+    _limit: int | None = None
 
     def suite(self, name: str | None, scale: str | None = None) -> Leaderboard:
         """Only this suite (None: all of them), at this scale or at all."""
         return replace(self, _suite=name, _scale=scale)
 
+    def hardware(self, name: str | None) -> Leaderboard:
+        """Only trials on a device whose name holds this text, in either case, or in the environment whose id starts with it."""
+        return replace(self, _hardware=name)
+
+    def dates(self, since: date | str | None = None, until: date | str | None = None) -> Leaderboard:
+        """Only trials that finished from the day `since` to the day `until`, both included, in UTC: 2026-01-31."""
+        return replace(self, _since=since and str(since), _until=until and str(until))
+
     def where(self, expression: str) -> Leaderboard:
         """Only trials for which an SQL expression over the columns of `trials()` holds; several are joined by AND."""
         return replace(self, _where=(*self._where, expression))
 
-    def sort(self, metric: str, descending: bool | None = None) -> Leaderboard:
-        """Rank by this metric; rows are sorted best first, or as `descending` says."""
-        return replace(self, _metric=metric, _descending=descending)
+    def sort(self, metric: str, *, reverse: bool = False) -> Leaderboard:
+        """Rank by this metric, best first; with `reverse` worst first."""
+        return replace(self, _metric=metric, _reverse=reverse)
+
+    def columns(self, *names: str) -> Leaderboard:
+        """Only these columns: of the frame, of any metric, or a field of the trials where all those of a row agree (else empty)."""
+        return replace(self, _columns=names)
+
+    def group_by(self, *fields: str) -> Leaderboard:
+        """A row for each combination of these factors or other fields instead of one per cell: means over the cells, each with the same
+        weight, never over several suites, scales, environments, texts or tokenizers. There are no verdicts then."""
+        return replace(self, _group_by=fields)
+
+    def limit(self, rows: int | None) -> Leaderboard:
+        """Only the first so many rows."""
+        return replace(self, _limit=rows)
 
     def trials(self) -> pd.DataFrame:
-        """The records behind the board, one a row: columns of the view `trials` (see `registry.sql`), `cell` and
-        `levels`.
+        """The records behind the board, one a row: columns of the view `trials` (see `registry.sql`), and of its design `cell`,
+        `levels`, `kind`, `control`, `baseline`, `tuned` and `margin`.
 
-        Raises `RegistryEmpty` where nothing was recorded, `QueryError` for a `where` or a metric that does not fit.
+        Raises `RegistryEmpty` where nothing was recorded, `QueryError` for a `where` that does not fit.
         """
-        mirror = self._mirror()
-        with Sandbox(mirror) as sandbox:
-            return sandbox.frame(_BOARD, self._conditions)
+        with Sandbox(self._narrow(self._mirror())) as sandbox:
+            return sandbox.frame(self._board(), self._where)
 
     def frame(self) -> pd.DataFrame:
         """One row per cell and environment, best first.
 
-        Columns: `rank`; `suite` and `scale`; `cell`, its name; a column per factor; `control`, of those that
-        are one, where there are any; `n` finished seeds; the mean of
-        each metric, for val_loss and the metric sorted by with `<metric>_sd` over seeds and `<metric>_sem`, the standard error of the
-        mean; `failed`, the other outcomes; how often runs of the cell were `verified` and `refuted`; and what identifies the row.
-        Speed and memory come from records that had the device to themselves (those of the suite's newest pass for speed, where
-        there was one). Where there are none, they come from the others, `exclusive` is false, and the row has no rank by them.
-        `frame.attrs["notes"]` lists what a reader must know, `named` the columns that name a cell to a reader. Raises like `trials`.
+        Columns: `rank`; `suite` and `scale`; `cell`, its name; a column per factor; `control`, of those that are one, where there are
+        any; `n` finished seeds; `verdict` by the metric sorted by against the baseline (better, worse, equivalent, inconclusive; by the
+        rules of `registry.effects`, over all seeds of the design whatever the filter); `pareto`, whether no cell measured alone is as
+        good in loss, speed and memory and better in one; the mean of each metric, for val_loss and the metric sorted by with
+        `<metric>_sd` over seeds, `<metric>_sem`, the standard error of the mean, and `<metric>_half_width` of its 95 % interval;
+        `failed`, the other outcomes; how often runs of the cell were `verified` and `refuted`;
+        and what identifies the row. Speed and memory come from records that had
+        the device to themselves (those of the suite's newest pass for speed, where there was one). Where there are
+        none, they come from the others, `exclusive` is false, and the row has no rank by them. Of `group_by`, see there: with
+        `cells`, how many a row stands for, and without `verdict`, `pareto` and what tells of one cell.
+        `frame.attrs["notes"]` lists what a reader must know, `named` the columns that name a row to a reader. Raises `RegistryEmpty`
+        where nothing fits, `QueryError` for a `where`, a metric, a column or a field that does not.
         """
+        if self._limit is not None and self._limit < 1:
+            raise QueryError(f"limit: {self._limit} is not a number of rows")
         mirror = self._mirror()
-        cells, factors = self._cells(mirror)
-        shown = [name for name in dict.fromkeys([self._metric, *_SHOWN]) if name in cells[0]]
-        spread = {f"{metric}_{what}" for metric in ("val_loss", self._metric) for what in ("sd", "sem")}
-        metrics = [name for metric in shown for name in (metric, f"{metric}_sd", f"{metric}_sem")]
-        metrics = [name for name in metrics if name in shown or name in spread]
-        controls = ["control"] if any(cell["control"] for cell in cells) else []
-        columns = ["rank", "suite", "scale", "cell", *factors, *controls, "n", *metrics, *_ENDS]
-        frame = pd.DataFrame(cells, columns=columns).astype({"rank": "Int64", **dict.fromkeys(metrics, float)})
-        named = [*factors, *controls] if any(cell["kind"] not in ALONE for cell in cells) else ["cell"]
-        frame.attrs = {"notes": self._notes(mirror, cells), "factors": factors, "named": named, "metric": self._metric}
+        board = self._narrow(mirror)
+        cells, factors = self._cells(board, mirror)
+        rows, notes = cells, [*notes_of.meaning(self._metric)]
+        if self._group_by:
+            self._check_groups(cells, factors)
+            spread = self._spread(_metrics(mirror))
+            rows = ordered(
+                grouped(cells, self._group_by, factors, _metrics(mirror), spread), self._metric, reverse=self._reverse
+            )
+            notes += notes_of.on_ranks(rows, self._metric) + notes_of.on_groups(rows, self._group_by)
+        else:
+            filtered = bool(self._where or self._hardware or self._since or self._until)
+            notes += notes_of.on_ranks(rows, self._metric)
+            notes += notes_of.on_verdicts(rows, self._metric, filtered, self._columns or ("verdict", "pareto"))
+        notes += [*notes_of.apart(rows, self._metric), *notes_of.scale_of_loss(rows), *notes_of.on_values(rows)]
+        if left := self._retracted(board, rows):
+            notes.append(
+                f"{left} retracted record{'s are' if left > 1 else ' is'} left out (retracted in the view trials says why)"
+            )
+        notes += self._missing(board, rows) + self._cut(rows)
+        notes += [f"left out, damaged: run {run_id} ({reason})" for run_id, reason in mirror.damaged]
+        return self._shown(rows[: self._limit], factors, notes)
+
+    def _shown(self, rows: list[dict[str, Any]], factors: list[str], notes: list[str]) -> pd.DataFrame:
+        metrics = [name for name in dict.fromkeys([self._metric, *_SHOWN]) if name in rows[0]]
+        spread = {f"{metric}_{what}" for metric in ("val_loss", self._metric) for what in _SPREAD}
+        numbers = [one for metric in metrics for one in (metric, *(f"{metric}_{what}" for what in _SPREAD))]
+        numbers = [name for name in numbers if name in metrics or (name in spread and name in rows[0])]
+        controls = ["control"] if any(row["control"] for row in rows) else []
+        if self._group_by:
+            named = list(self._group_by)
+            names = ["rank", "suite", "scale", *named, "cells", "n", *numbers, *_ENDS[:-1]]
+        else:
+            named = [*factors, *controls] if any(row["kind"] not in ALONE for row in rows) else ["cell"]
+            names = ["rank", "suite", "scale", "cell", *factors, *controls, "n", "verdict", "pareto", *numbers, *_ENDS]
+        for name in self._columns:
+            if name not in rows[0] or name.startswith((FIELD, DISTINCT)):
+                raise QueryError(f'no column "{name}"{near(name, [*names, *rows[0]])}')
+        names = list(dict.fromkeys(self._columns or names))
+        types = {name: float for name in names if name in numbers}
+        frame = pd.DataFrame(rows, columns=names).astype({**({"rank": "Int64"} if "rank" in names else {}), **types})
+        half = {
+            name: {place: row[f"{name}_half_width"] for place, row in enumerate(rows)}
+            for name in names if f"{name}_half_width" in rows[0]
+        }  # fmt: skip
+        frame.attrs = {
+            "notes": notes, "factors": factors, "named": named, "metric": self._metric, "chosen": bool(self._columns),
+            "half_widths": half, "shared": [place for place, row in enumerate(rows) if not row["exclusive"]],
+        }  # fmt: skip
         return frame
 
-    @property
-    def _conditions(self) -> tuple[str, ...]:
-        chosen = {"suite": self._suite, "scale": self._scale}
-        named = [f"{column} = {_literal(value)}" for column, value in chosen.items() if value is not None]
-        return (*named, *self._where)
+    def _board(self, filtered: bool = True) -> str:
+        """SQL of the records of the board, but for the user's own conditions."""
+        conditions = [
+            f"{name} = {_literal(value)}"
+            for name, value in (("suite", self._suite), ("scale", self._scale))
+            if value is not None
+        ]
+        if filtered and self._hardware is not None:
+            text = _literal(self._hardware)
+            conditions.append(f"(contains(lower(device), lower({text})) OR starts_with(environment_id, {text}))")
+        if filtered and self._since:
+            conditions.append(f"finished_at >= {_literal(_day('since', self._since).isoformat())}")
+        if filtered and self._until:
+            conditions.append(f"finished_at < {_literal((_day('until', self._until) + timedelta(1)).isoformat())}")
+        return f"SELECT * FROM ({_BOARD}) WHERE {' AND '.join(conditions)}" if conditions else _BOARD
 
-    def _cells(self, mirror: Mirror) -> tuple[list[dict[str, Any]], list[str]]:
+    def _spread(self, metrics: list[str]) -> list[str]:
+        """The metrics whose values by seed are wanted."""
+        asked = [
+            name
+            for name in metrics
+            if any(f"{name}_half_width" == column or name == column for column in self._columns)
+        ]
+        return list(dict.fromkeys(["val_loss", self._metric, *asked]))
+
+    def _cells(self, board: Mirror, mirror: Mirror) -> tuple[list[dict[str, Any]], list[str]]:
         """Rows with every metric, sorted and ranked; and the names of the factors' columns."""
-        metrics = _metrics(mirror)
+        metrics = _metrics(board)
         if self._metric not in metrics:
-            near = difflib.get_close_matches(self._metric, metrics, 1)
-            raise QueryError(f'no metric "{self._metric}"' + (f': did you mean "{near[0]}"?' if near else ""))
-        with Sandbox(mirror) as sandbox:
-            cells = sandbox.rows(_BOARD, self._conditions, (_aggregates(metrics, self._metric), ", ".join(_CELL)))
+            raise QueryError(f'no metric "{self._metric}"{near(self._metric, metrics)}')
+        fields = [name for name in dict.fromkeys((*self._columns, *self._group_by)) if name in _fields(board)]
+        spread = self._spread(metrics)
+        sql = aggregates(metrics, spread, fields, self._metric in PASSED), ", ".join(CELL)
+        with Sandbox(board) as sandbox:
+            whole = cells = sandbox.rows(self._board(filtered=False), (), sql)
+            if whole and (self._where or self._board() != self._board(filtered=False)):
+                cells = sandbox.rows(self._board(), self._where, sql)
+            declared = sandbox.rows(
+                "SELECT suite, scale, count(DISTINCT cell_id) AS n FROM designs WHERE latest AND control = '' GROUP BY ALL"
+            )
         if not cells:
-            self._explain_empty(mirror)
-        better = METRICS[self._metric].better if self._metric in METRICS else "none"
-        descending = better == "higher" if self._descending is None else self._descending
-        measured = self._metric in METRICS and METRICS[self._metric].kind in ("speed", "memory")
-        group = _grouping(cells, self._metric)
-        cells.sort(key=lambda cell: (
-            *group(cell), cell["control"] != "", measured and not cell["exclusive"], *_order(cell[self._metric], descending), cell["cell"]
-        ))  # fmt: skip
-        for _, same in groupby([cell for cell in cells if not cell["control"]], group):
-            _rank(list(same), better)
-        levels = [json.loads(cell["levels"]) for cell in cells]
-        names = _factor_names(levels, {*cells[0], "rank"})
-        for cell, labels in zip(cells, levels, strict=True):
-            cell |= {name: labels.get(factor) for factor, name in names.items()}
-            cell["control"] = cell["control"] and cell["cell"]
-            cell.setdefault("rank", None)
-            cell["failed"] = ", ".join(f"{cell[s]} {s.replace('_', ' ')}" for s in STATUSES[1:] if cell[s])
-        return cells, list(names.values())
+            self._explain_empty(mirror, whole)
+        with_verdicts(whole, self._metric, {(row["suite"], row["scale"]): row["n"] for row in declared})
+        with_pareto(whole, self._metric)
+        if cells is not whole:
+            copy_to(cells, whole)
+        with_half_widths(cells, spread)
+        factors = with_factors(cells, {*cells[0], "rank"})
+        for cell in cells:
+            for name in fields:
+                value = cell[FIELD + name] if cell[DISTINCT + name] == 1 else None
+                cell.setdefault(name, value)
+        return ordered(cells, self._metric, reverse=self._reverse), factors
+
+    def _check_groups(self, cells: list[dict[str, Any]], factors: list[str]) -> None:
+        known = [*factors, *CELL, "device", *_fields_of(cells)]
+        for field in self._group_by:
+            if field not in known or (field in METRICS and METRICS[field].kind != "size"):
+                raise QueryError(f'cannot group by "{field}"{near(field, known)}')
+            if any(cell.get(DISTINCT + field, 1) > 1 for cell in cells) and field not in factors:
+                raise QueryError(f'cannot group by "{field}", of which one cell has several: seeds are always inside')
 
     def _mirror(self) -> Mirror:
         store = Store.open(self.home or default_home(), self.tracking_uri, create=False)
@@ -151,66 +249,43 @@ class Leaderboard:
             raise RegistryEmpty("no results yet: run `ablate run quickstart`")
         return mirror
 
-    def _explain_empty(self, mirror: Mirror) -> None:
+    def _narrow(self, mirror: Mirror) -> Mirror:
+        return mirror if self._suite is None else of_suite(mirror, self._suite)
+
+    def _explain_empty(self, mirror: Mirror, whole: list[dict[str, Any]]) -> None:
         suites = sorted(set(mirror.designs["suite"].to_pylist()))
         if self._suite is not None and self._suite not in suites:
-            raise RegistryEmpty(
-                f'no results for suite "{self._suite}"; there are some for: {", ".join(suites) or "none"}'
-            )
+            raise RegistryEmpty(_nothing("for suite", self._suite, "for", suites))
         scales = sorted({d for s, d in zip(mirror.designs["suite"].to_pylist(), mirror.designs["scale"].to_pylist(), strict=True)
                          if self._suite in (None, s)})  # fmt: skip
         if self._scale is not None and self._scale not in scales:
-            raise RegistryEmpty(f'no results at scale "{self._scale}"; there are some at: {", ".join(scales)}')
+            raise RegistryEmpty(_nothing("at scale", self._scale, "at", scales))
+        devices = sorted({cell["device"] for cell in whole})
+        text = (self._hardware or "").lower()
+        ids = {cell["environment_id"] for cell in whole}
+        if whole and not any(text in one.lower() for one in devices) and not any(one.startswith(text) for one in ids):
+            raise RegistryEmpty(_nothing("on hardware", self._hardware or "", "on", devices))
         asked = [
             {"suite": s, "scale": d}
             for s, d in zip(mirror.designs["suite"].to_pylist(), mirror.designs["scale"].to_pylist(), strict=True)
             if self._suite in (None, s) and self._scale in (None, d)
         ]
-        if not self._where and (left := self._retracted(mirror, asked)):
+        if not whole and (left := self._retracted(mirror, asked)):
             raise RegistryEmpty(
                 f'nothing stands: {left} records were retracted; `ablate query "SELECT * FROM marks"` says why'
             )
-        if self._where:
-            raise RegistryEmpty(f"no result fits {' AND '.join(self._where)}")
+        if whole:
+            dates = [f"{name} {day}" for name, day in (("since", self._since), ("until", self._until)) if day]
+            raise RegistryEmpty(f"no result fits {' AND '.join([*dates, *self._where])}")
         raise RegistryEmpty(f"no results yet: run `ablate run {self._suite or 'quickstart'}`")
 
-    def _notes(self, mirror: Mirror, cells: list[dict[str, Any]]) -> list[str]:
-        meaning = METRICS.get(self._metric)
-        notes = [f"{self._metric} in {meaning.unit}, {meaning.better} is better"] if meaning else []
-        if any(cell["rank"] for cell in cells):
-            if any(cell["n"] > 1 for cell in cells):
-                notes.append(
-                    "cells share a rank unless a t-test against its best, paired by seed, separates them "
-                    "(two-sided, 5 %, Holm-corrected); ± is the standard deviation over seeds"
-                )
-            else:
-                notes.append("one seed per cell separates nothing, so all share a rank")
-        if any(cell["control"] for cell in cells):
-            notes.append(
-                "controls have no rank: A/A is the baseline again on seeds of its own, known-bad should be worse than it"
-            )
-        notes += _apart(cells, self._metric)
-        notes += _scale_of_loss(cells)
-        if any(cell["failed"] for cell in cells):
-            notes.append("n and the means are over finished trials only; the others are listed under failed")
-        if any(cell["verified"] or cell["refuted"] for cell in cells):
-            notes.append(
-                "verified, refuted: how often training a run of the cell again gave the same within the noise floor, or did not "
-                "(ablate verify)"
-            )
-        if left := self._retracted(mirror, cells):
-            notes.append(
-                f"{left} retracted record{'s are' if left > 1 else ' is'} left out (retracted in the view trials says why)"
-            )
-        if not all(cell["exclusive"] for cell in cells):
-            notes.append("~ measured while other trials shared the device: an indication, which is not ranked")
-        if not self._where and (missing := self._missing(mirror, cells)):
-            notes.append(missing)
-        return notes + [f"left out, damaged: run {run_id} ({reason})" for run_id, reason in mirror.damaged]
+    def _cut(self, rows: list[dict[str, Any]]) -> list[str]:
+        cut = self._limit is not None and self._limit < len(rows)
+        return [f"the first {self._limit} of {len(rows)} rows"] if cut else []
 
     def _retracted(self, mirror: Mirror, cells: list[dict[str, Any]]) -> int:
         """How many records would be on these boards if they were not retracted."""
-        if not mirror.marks.num_rows:
+        if not mirror.marks.num_rows or not cells:
             return 0
         sql = f"""
             SELECT count(DISTINCT record_id) AS n FROM designs JOIN trials USING (trial_id)
@@ -220,41 +295,54 @@ class Leaderboard:
             (row,) = sandbox.rows(sql)
         return row["n"]
 
-    def _missing(self, mirror: Mirror, cells: list[dict[str, Any]]) -> str:
+    def _missing(self, mirror: Mirror, rows: list[dict[str, Any]]) -> list[str]:
+        if self._where or self._hardware or self._since or self._until:
+            return []
         sql = f"""
             SELECT count(DISTINCT trial_id) AS declared,
                 count(DISTINCT trial_id) FILTER (trial_id NOT IN (SELECT trial_id FROM trials WHERE counts)) AS missing
-            FROM designs WHERE latest AND (suite, scale) IN ({_boards(cells)})
+            FROM designs WHERE latest AND (suite, scale) IN ({_boards(rows)})
         """
         with Sandbox(mirror) as sandbox:
             (row,) = sandbox.rows(sql)
-        return f"{row['missing']} of {row['declared']} trials have no result yet" if row["missing"] else ""
+        return [f"{row['missing']} of {row['declared']} trials have no result yet"] if row["missing"] else []
 
 
-def query(sql: str, home: Path | None = None, tracking_uri: str | None = None, offline: bool = False) -> pd.DataFrame:
-    """The answer to one read-only SQL query over `trials`, `designs` and `marks` (see `registry.sql.Sandbox`), `cells` and
-    `curves`.
+def query(
+    sql: str,
+    home: Path | None = None,
+    tracking_uri: str | None = None,
+    offline: bool = False,
+    timeout: float | None = None,
+) -> pd.DataFrame:
+    """The answer to one read-only SQL query over the views `trials`, `designs`, `marks`, `cells` and `curves` (see `registry.schema`).
 
-    `cells` is the leaderboard of all suites with every metric and its `_sd`; `curves` has record_id, metric, step,
-    tokens and value. DuckDB's dialect; no files, no settings, 30 s. Raises `QueryError`, or `RegistryEmpty` where
-    nothing was recorded.
+    DuckDB's dialect; no files, no network, no settings; at most `timeout` seconds (30), 3 GiB of memory and a million rows. Raises
+    `QueryError`, or `RegistryEmpty` where nothing was recorded.
     """
     board = Leaderboard(home, tracking_uri, offline)
     mirror = board._mirror()
     words = set(re.findall(r"\w+", sql.lower()))
-    tables: dict[str, pa.Table | pd.DataFrame] = {}
+    tables: dict[str, pa.Table] = {}
     if "cells" in words:
-        cells, _ = board._cells(mirror)
-        numbers = [name for name in cells[0] if name.removesuffix("_sd").removesuffix("_sem") in _metrics(mirror)]
-        frame = pd.DataFrame([{name: cell[name] for name in cell if name != "by_seed"} for cell in cells])
-        tables["cells"] = frame.astype({"rank": "Int64", **dict.fromkeys(numbers, float)})
+        tables["cells"] = cells_view(board, mirror)
     if "curves" in words:
         if offline:
             raise QueryError("curves are not in the mirror: ask without offline")
         curves = Store.open(home or default_home(), tracking_uri, create=False).all_curves()
         tables["curves"] = _curves_table(curves)
-    with Sandbox(mirror, **tables) as sandbox:
+    with Sandbox(mirror, timeout=timeout, **tables) as sandbox:
         return sandbox.query(sql)
+
+
+def cells_view(board: Leaderboard, mirror: Mirror) -> pa.Table:
+    """The view `cells`: all columns of a board, of each metric mean, standard deviation and error."""
+    cells, _ = board._cells(mirror, mirror)
+    numbers = {name for metric in _metrics(mirror) for name in (metric, *(f"{metric}_{what}" for what in _SPREAD))}
+    names = [name for name in cells[0] if ":" not in name and name != "pass"]
+    frame = pd.DataFrame(cells, columns=names)
+    types: dict[str, Any] = {"rank": "Int64", **{name: float for name in names if name in numbers or name == "margin"}}
+    return pa.Table.from_pandas(frame.astype(types), preserve_index=False).replace_schema_metadata(None)
 
 
 def _metrics(mirror: Mirror) -> list[str]:
@@ -262,105 +350,27 @@ def _metrics(mirror: Mirror) -> list[str]:
     return [name for column, name in names.items() if column.startswith("metrics.")]
 
 
-def _aggregates(metrics: list[str], ranked_by: str) -> str:
-    """SQL that aggregates the rows of a cell: of each metric the mean, standard deviation and error, and `ranked_by`
-    by seed."""
-    primary, alone = "purpose = 'primary'", "status = 'finished' AND exclusive"
-    finished = f"{primary} AND status = 'finished'"
-    parts = ["any_value(device) AS device", "any_value(levels) AS levels", f"count(*) FILTER ({finished}) AS n"]
-    parts += [f"count(*) FILTER ({primary} AND status = '{status}') AS {status}" for status in STATUSES[1:]]
-    parts += [f"coalesce(sum({name}) FILTER ({primary}), 0)::INT AS {name}" for name in ("verified", "refuted")]
-    parts.append(f"count(*) FILTER ({alone}) > 0 OR count(*) FILTER ({finished}) = 0 AS exclusive")
-    for metric in metrics:
-        kind = METRICS[metric].kind if metric in METRICS else "quality"
-        measured = [f"{alone} AND purpose = 'speed'", f"{alone} AND {primary}"]
-        ranked = {"quality": [finished], "size": [primary]}.get(kind, measured)
-        shown = ranked if kind in ("quality", "size") else [*measured, finished]
-        value = f'"{metric}"'
-        parts.append(f'{_first(f"avg({value}) @", shown)} AS "{metric}"')
-        parts.append(f'{_first(f"stddev_samp({value}) @", shown)} AS "{metric}_sd"')
-        parts.append(f'{_first(f"stddev_samp({value}) @ / sqrt(count({value}) @)", shown)} AS "{metric}_sem"')
-        if metric == ranked_by:
-            pairs = _first(f"list({{'seed': seed, 'value': {value}}}) @", ranked)
-            parts.append(f"{pairs} AS by_seed")
-    return ", ".join(parts)
+def _fields(mirror: Mirror) -> set[str]:
+    """The columns of trials that are no aggregates of a board."""
+    fixed = {*CELL, *METRICS, "device", "exclusive", "levels"}
+    return set(column_names(mirror.trials.column_names).values()) - fixed - set(_metrics(mirror))
 
 
-def _apart(cells: list[dict[str, Any]], metric: str) -> list[str]:
-    """That cells of one suite, scale and environment are ranked apart, because not all were evaluated on the same."""
-    groups = {_grouping(cells, metric)(cell) for cell in cells}
-    if len(groups) == len({group[:-1] for group in groups}):
-        return []
-    if metric == "val_bpb":
-        sizes = {cell["validation_bytes"] for cell in cells if cell["validation_bytes"]}
-        seen = (
-            f": evaluated on {min(sizes):,.0f} to {max(sizes):,.0f} bytes; more evaluation.tokens bring them together"
-            if len(sizes) > 1
-            else ""
-        )
-        return [f"cells are ranked apart where they do not share the whole held-out text{seen}"]
-    return [
-        "cells are ranked apart where held-out text or tokenizer differ; bits per byte compare across tokenizers: sort by val_bpb"
-    ]
+def _fields_of(cells: list[dict[str, Any]]) -> Iterable[str]:
+    return (name.removeprefix(FIELD) for name in cells[0] if name.startswith(FIELD))
 
 
-def _scale_of_loss(cells: list[dict[str, Any]]) -> list[str]:
-    """What a loss is to be seen against: the entropy of the tokens without context, and the floor of a known source."""
-    notes = []
-    for metric, what in (("unigram_entropy", "unigram entropy"), ("loss_floor", "loss of the true source")):
-        found = sorted({round(value, 3) for cell in cells if (value := cell.get(metric)) is not None})
-        if found:
-            span = " to ".join(f"{value:.3f}" for value in dict.fromkeys((found[0], found[-1])))
-            notes.append(f"{what} of the validation slice: {span} nats/token")
-    return notes
+def _day(option: str, text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise QueryError(f'{option}: "{text}" is not a day such as 2026-01-31') from None
 
 
-def _first(aggregate: str, sources: list[str]) -> str:
-    """SQL for `aggregate`, with `@` for its filter, over the first of `sources` that has rows."""
-    return f"coalesce({', '.join(aggregate.replace('@', f'FILTER ({source})') for source in sources)})"
-
-
-def _rank(cells: list[dict[str, Any]], better: str) -> None:
-    """Set the rank of the cells of one environment and validation slice; None where the metric has no better."""
-    by_seed = [{p["seed"]: p["value"] for p in cell["by_seed"] or () if p["value"] is not None} for cell in cells]
-    places = ranks(by_seed, lower_is_better=better == "lower") if better != "none" else [None] * len(cells)
-    for cell, place in zip(cells, places, strict=True):
-        cell["rank"] = place
-
-
-def _group(cell: dict[str, Any]) -> tuple[str, ...]:
-    return tuple(cell[name] for name in _GROUP)
-
-
-def _grouping(cells: list[dict[str, Any]], metric: str) -> Callable[[dict[str, Any]], tuple[str, ...]]:
-    """What tells cells apart that do not compare: suite, scale, environment, and what they were evaluated on.
-
-    For bits per byte that is the held-out text, whatever the tokenizer, where all saw as much of it: a slice of so many tokens is
-    another amount of text to each tokenizer, unless it is all that there is.
-    """
-    sizes: dict[tuple[str, ...], list[float]] = {}
-    for cell in cells:
-        sizes.setdefault(_text(cell), []).append(cell["validation_bytes"])
-    known = {text: [size for size in found if size is not None] for text, found in sizes.items()}
-    whole = {text for text, found in known.items() if found and max(found) <= (1 + SAME_TEXT) * min(found)}
-    return lambda cell: _text(cell) if metric == "val_bpb" and _text(cell) in whole else _group(cell)
-
-
-def _text(cell: dict[str, Any]) -> tuple[str, ...]:
-    return (*_group(cell)[:-1], cell["text_fingerprint"])
-
-
-def _order(value: float | None, descending: bool) -> tuple[bool, float]:
-    """Sort key: missing values last either way."""
-    return value is None, 0.0 if value is None else -value if descending else value
-
-
-def _factor_names(labels: list[dict[str, str]], taken: set[str]) -> dict[str, str]:
-    """Column names of factors: the last part of their path where that is free."""
-    factors = list(dict.fromkeys(factor for row in labels for factor in row))
-    count = Counter(factor.rpartition(".")[2] for factor in factors)
-    short = {factor: factor.rpartition(".")[2] for factor in factors}
-    return {f: s if count[s] == 1 and s not in taken | {"rank"} else f.replace(".", "_") for f, s in short.items()}
+def _nothing(what: str, name: str, at: str, known: list[str]) -> str:
+    meant = near(name, known)
+    there = f"{'There' if meant else 'there'} are some {at}: {', '.join(known) or 'none'}"
+    return f'no results {what} "{name}"{meant} {there}' if meant else f'no results {what} "{name}"; {there}'
 
 
 def _curves_table(curves: dict[str, dict[str, list[list[float]]]]) -> pa.Table:

@@ -326,20 +326,23 @@ class DesignRecord(_Json):
             good = isinstance(value, dict) and all(isinstance(one, dict) for one in value.values())
             _check(good, f"{name}: expected an object of objects")
         for trial in self.trials:
-            _check(
-                {"trial_id", "cell_id", "levels", "seed"} <= set(trial),
-                f"trials: {trial!r} lacks trial_id, cell_id, levels or seed",
-            )
+            # messages are made where they are needed: making one for each of thousands is most of the time that reading takes
+            if not {"trial_id", "cell_id", "levels", "seed"} <= set(trial):
+                raise RecordError(f"trials: {trial!r} lacks trial_id, cell_id, levels or seed")
             good = (
                 _texts(trial["levels"])
                 and _whole(trial["seed"])
                 and all(isinstance(trial[name], str) and ID.fullmatch(trial[name]) for name in ("trial_id", "cell_id"))
             )
-            _check(good, f"trials: {trial!r} has an id, levels or a seed that is none")
-            _check(isinstance(trial.get("label", ""), str), f"trials: label {trial.get('label')!r} is not a string")
+            if not good:
+                raise RecordError(f"trials: {trial!r} has an id, levels or a seed that is none")
+            if not isinstance(trial.get("label", ""), str):
+                raise RecordError(f"trials: label {trial['label']!r} is not a string")
             control, stage = trial.get("control"), trial.get("stage")
-            _check(control in (None, *CONTROLS), f"trials: control {control!r} is not one of {', '.join(CONTROLS)}")
-            _check(stage in (None, "tune"), f"trials: stage {stage!r} is not tune")
+            if control not in (None, *CONTROLS):
+                raise RecordError(f"trials: control {control!r} is not one of {', '.join(CONTROLS)}")
+            if stage not in (None, "tune"):
+                raise RecordError(f"trials: stage {stage!r} is not tune")
 
     def says_the_same(self, other: DesignRecord) -> bool:
         """Whether the two differ in nothing but when they were recorded and how they were asked for."""

@@ -5,22 +5,37 @@ from __future__ import annotations
 import json
 import re
 import threading
+import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Self, TypeVar
+from dataclasses import replace
+from typing import Any, Self
 
 import duckdb
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute
 
+from ._contained import FORKS, Refused, TooLong, TooMuch, contained
 from .mirror import TRIALS, Mirror
 from .record import DesignRecord, cell_label
 from .standing import standing, unretracted
 
-T = TypeVar("T")
 TIME_LIMIT_S = 30.0
 MEMORY_LIMIT = "2GB"
+_POSITION = "\n\nLINE "
+_TOO_MUCH = f"the query needs more than {MEMORY_LIMIT} of memory"
+MEMORY_BYTES = 3 << 30
+"""Of the whole process that answers a query: DuckDB's limit, and what it does not count."""
+MOST_ROWS, MOST_BYTES = 1_000_000, 256 << 20
+"""Of an answer."""
+_LOCKED = {
+    "enable_external_access": "false",  # of files of its own name and in its temporary folder, too: so it has a name nobody knows,
+    "temp_directory": "",  # and no such folder
+    "autoload_known_extensions": "false",
+    "autoinstall_known_extensions": "false",
+}
 
 _COUNTS = """
 purpose = 'primary' AND reason IS NULL AND row_number() OVER (
@@ -29,6 +44,14 @@ purpose = 'primary' AND reason IS NULL AND row_number() OVER (
         CASE WHEN status IN ('finished', 'diverged') THEN finished_at END, finished_at DESC, record_id
 ) = 1
 """
+
+
+DESIGNS_VIEW = pa.schema(
+    [(name, pa.string()) for name in ("suite", "scale", "design_id", "created_at")]
+    + [("latest", pa.bool_()), ("trial_id", pa.string()), ("cell_id", pa.string()), ("seed", pa.int64())]
+    + [(name, pa.string()) for name in ("kind", "control", "cell", "levels")]
+    + [("baseline", pa.bool_()), ("tuned", pa.bool_()), ("margin", pa.float64())]
+)
 
 
 class QueryError(ValueError):
@@ -48,8 +71,101 @@ class Sandbox:
     its cell is named for that). `marks`, one row per mark: its kind, the record and trial of which it speaks, why, author, created_at.
     """
 
-    def __init__(self, mirror: Mirror, **tables: pa.Table | pd.DataFrame) -> None:
-        self._connection = connection = duckdb.connect(":memory:", config={"enable_external_access": "false"})
+    def __init__(self, mirror: Mirror, *, timeout: float | None = None, **tables: pa.Table | pd.DataFrame) -> None:
+        self._mirror, self._tables, self._timeout = mirror, tables, timeout or TIME_LIMIT_S
+        self._opened: duckdb.DuckDBPyConnection | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
+
+    def query(self, sql: str) -> pd.DataFrame:
+        """The answer to one `SELECT` (or `WITH ... SELECT`)."""
+
+        def ask(connection: duckdb.DuckDBPyConnection) -> pa.Table:
+            statements = connection.extract_statements(sql)
+            if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+                found = ", ".join(statement.type.name for statement in statements) or "nothing"
+                raise QueryError(f"expected one SELECT statement, found {found}")
+            try:
+                return _fetched(connection.sql(statements[0]).limit(MOST_ROWS + 1))
+            except duckdb.Error as error:
+                if _POSITION in str(error) or isinstance(
+                    error, (duckdb.InterruptException, duckdb.OutOfMemoryException)
+                ):
+                    raise
+                connection.execute(f"EXPLAIN {sql}")  # fails likewise, and says where
+                raise
+
+        return _pandas(self._apart(ask))
+
+    def frame(self, sql: str, conditions: tuple[str, ...] = ()) -> pd.DataFrame:
+        """The answer to our own `sql`, restricted to the rows for which each of the user's `conditions` holds."""
+        return _pandas(self._answer(sql, conditions))
+
+    def rows(
+        self, sql: str, conditions: tuple[str, ...] = (), aggregates: tuple[str, str] | None = None
+    ) -> list[dict[str, Any]]:
+        """The same as plain dicts, aggregated first by `(expressions, groups)`."""
+        return self._answer(sql, conditions, aggregates).to_pylist()
+
+    def _answer(
+        self, sql: str, conditions: tuple[str, ...] = (), aggregates: tuple[str, str] | None = None
+    ) -> pa.Table:
+        def ask(connection: duckdb.DuckDBPyConnection) -> pa.Table:
+            relation = connection.sql(sql)
+            for condition in conditions:
+                relation = relation.filter(condition)  # takes one expression, nothing else
+            if aggregates:
+                expressions, groups = aggregates
+                relation = relation.aggregate(f"{groups}, {expressions}", groups)
+            return _fetched(relation)
+
+        return self._apart(ask) if conditions else self._here(ask)
+
+    def _here(self, ask: Callable[[duckdb.DuckDBPyConnection], pa.Table], timeout: float | None = None) -> pa.Table:
+        self._opened = connection = self._opened or self._connect()
+        with _explained(self._timeout):
+            if timeout is None:  # our own SQL ends
+                return ask(connection)
+            timer = threading.Timer(timeout, connection.interrupt)
+            timer.daemon = True
+            timer.start()
+            try:
+                return ask(connection)
+            finally:
+                timer.cancel()
+                timer.join()  # it holds the connection, which must not outlive the interpreter
+
+    def _apart(self, ask: Callable[[duckdb.DuckDBPyConnection], pa.Table]) -> pa.Table:
+        """The same for what a user wrote: where the system can, in a process of its own."""
+        if not FORKS:
+            return self._here(ask, self._timeout)
+
+        def work(connection: duckdb.DuckDBPyConnection) -> bytes:
+            with _explained(self._timeout):
+                table = ask(connection)
+            out = pa.BufferOutputStream()
+            with pa.ipc.new_stream(out, table.schema) as writer:
+                writer.write_table(table)
+            return out.getvalue().to_pybytes()
+
+        try:
+            answer = contained(self._connect, work, seconds=self._timeout, memory=MEMORY_BYTES)
+        except Refused as refused:
+            raise QueryError(str(refused)) from None
+        except TooLong:
+            raise QueryError(_too_long(self._timeout)) from None
+        except TooMuch:
+            raise QueryError(f"{_TOO_MUCH}, or is nested too deeply") from None
+        return pa.ipc.open_stream(answer).read_all()
+
+    def _connect(self) -> duckdb.DuckDBPyConnection:
+        mirror, connection = self._mirror, duckdb.connect(f":memory:{uuid.uuid4().hex}", config=dict(_LOCKED))
         connection.register("_trials", mirror.trials)
         names = column_names(mirror.trials.column_names)
         selected = ", ".join(f'"{column}" AS "{name}"' for column, name in names.items())
@@ -59,11 +175,10 @@ class Sandbox:
                 coalesce(confirmed, 0) AS verified, coalesce(denied, 0) AS refuted
             FROM _trials LEFT JOIN _standing ON record_id = "of"
         """)
-        marks = mirror.marks.drop_columns(["mark"])
         for name, table in {
             "designs": exploded(mirror.designs, unretracted(mirror, ["trial_id", "purpose"])),
-            "marks": marks,
-            **tables,
+            "marks": mirror.marks.drop_columns(["mark"]),
+            **self._tables,
         }.items():
             connection.register(name, table)
         for setting in (
@@ -74,56 +189,27 @@ class Sandbox:
             "lock_configuration = true",
         ):
             connection.execute(f"SET {setting}")
+        return connection
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(self, *exc: object) -> None:
-        self._connection.close()
+def _fetched(relation: duckdb.DuckDBPyRelation) -> pa.Table:
+    table = relation.to_arrow_table()
+    if table.num_rows > MOST_ROWS:
+        raise QueryError(f"the answer has more than {MOST_ROWS:,} rows: aggregate, or say LIMIT")
+    if table.nbytes > MOST_BYTES:
+        raise QueryError(f"the answer is larger than {MOST_BYTES >> 20} MiB: select less of it")
+    return table
 
-    def query(self, sql: str) -> pd.DataFrame:
-        """The answer to one `SELECT` (or `WITH ... SELECT`)."""
-        with _explained():
-            statements = self._connection.extract_statements(sql)
-        if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-            found = ", ".join(statement.type.name for statement in statements) or "nothing"
-            raise QueryError(f"expected one SELECT statement, found {found}")
-        return self._within_limits(lambda: self._connection.execute(statements[0]).df())
 
-    def frame(self, sql: str, conditions: tuple[str, ...] = ()) -> pd.DataFrame:
-        """The answer to our own `sql`, restricted to the rows for which each of the user's `conditions` holds."""
-        return self._within_limits(lambda: self._relation(sql, conditions).df())
-
-    def rows(
-        self, sql: str, conditions: tuple[str, ...] = (), aggregates: tuple[str, str] | None = None
-    ) -> list[dict[str, Any]]:
-        """The same as plain dicts, aggregated first by `(expressions, groups)`."""
-
-        def answer() -> list[dict[str, Any]]:
-            relation = self._relation(sql, conditions)
-            if aggregates:
-                expressions, groups = aggregates
-                relation = relation.aggregate(f"{groups}, {expressions}", groups)
-            return [dict(zip(relation.columns, row, strict=True)) for row in relation.fetchall()]
-
-        return self._within_limits(answer)
-
-    def _relation(self, sql: str, conditions: tuple[str, ...]) -> duckdb.DuckDBPyRelation:
-        relation = self._connection.sql(sql)
-        for condition in conditions:
-            relation = relation.filter(condition)  # takes one expression, nothing else
-        return relation
-
-    def _within_limits(self, answer: Callable[[], T]) -> T:
-        timer = threading.Timer(TIME_LIMIT_S, self._connection.interrupt)
-        timer.daemon = True
-        timer.start()
-        try:
-            with _explained():
-                return answer()
-        finally:
-            timer.cancel()
-            timer.join()  # it holds the connection, which must not outlive the interpreter
+def _pandas(table: pa.Table) -> pd.DataFrame:
+    """With plain floats for DuckDB's decimals, which are what it makes of a sum of whole numbers."""
+    fields = [field.with_type(pa.float64()) if pa.types.is_decimal(field.type) else field for field in table.schema]
+    try:
+        return table.cast(pa.schema(fields)).to_pandas()
+    except NotImplementedError:  # a type that pandas lacks, such as a union
+        return pd.DataFrame(dict(enumerate(column.to_pylist() for column in table.columns))).set_axis(
+            table.column_names, axis=1
+        )
 
 
 def column_names(columns: list[str]) -> dict[str, str]:
@@ -161,36 +247,41 @@ def exploded(designs: pa.Table, trials: pa.Table) -> pa.Table:
         key, own = (record.suite, record.scale), {trial["trial_id"] for trial in _reported(record)}
         place = (not own.isdisjoint(trained), not own.isdisjoint(known), record.created_at, record.design_id)
         newest[key] = max(newest.get(key, (False, False, "", "")), place)
-    rows = [
-        {
-            "suite": record.suite,
-            "scale": record.scale,
-            "design_id": record.design_id,
-            "created_at": record.created_at,
-            "latest": newest[record.suite, record.scale][-1] == record.design_id,
-            "trial_id": trial["trial_id"],
-            "cell_id": trial["cell_id"],
-            "seed": trial["seed"],
-            "kind": record.kind,
-            "control": trial.get("control", ""),
-            "cell": _control(trial) or cell_label(record, trial["levels"]),
-            "levels": json.dumps(trial["levels"], ensure_ascii=False),
-        }
-        for record in records
-        for trial in _reported(record)
-    ]
-    text, number, flag = pa.string(), pa.int64(), pa.bool_()
-    fields = [(name, text) for name in ("suite", "scale", "design_id", "created_at")] + [("latest", flag)]
-    fields += [
-        ("trial_id", text),
-        ("cell_id", text),
-        ("seed", number),
-        ("kind", text),
-        ("control", text),
-        ("cell", text),
-        ("levels", text),
-    ]
-    return pa.Table.from_pylist(rows, pa.schema(fields))
+    tables = [_rows(record, newest[record.suite, record.scale][-1] == record.design_id) for record in records]
+    return pa.concat_tables([DESIGNS_VIEW.empty_table(), *tables])
+
+
+def _rows(design: DesignRecord, latest: bool) -> pa.Table:
+    """A row for each trial of a design."""
+    trials = _reported(design)
+    same = {"suite": design.suite, "scale": design.scale, "design_id": design.design_id, "created_at": design.created_at,
+            "latest": latest, "kind": design.kind, "margin": design.margin}  # fmt: skip
+    columns: dict[str, Sequence[Any]] = {name: [value] * len(trials) for name, value in same.items()}
+    columns |= {name: [trial[name] for trial in trials] for name in ("trial_id", "cell_id", "seed")}
+    columns["control"] = [trial.get("control", "") for trial in trials]
+    cells: dict[tuple[str, str], tuple[str, str, bool, bool]] = {}
+    for trial in trials:
+        key = trial["cell_id"], trial.get("control", "")
+        if key not in cells:
+            name = _control(trial) or cell_label(design, trial["levels"])
+            search = design.tuning.get(name) or design.tuning.get(trial["cell_id"]) or {}
+            cells[key] = (
+                name, json.dumps(trial["levels"], ensure_ascii=False), not key[1] and trial["levels"] == design.baseline,
+                not design.tuning or search.get("bracketed", False),
+            )  # fmt: skip
+    of_cells = list(zip(*(cells[key] for key in zip(columns["cell_id"], columns["control"], strict=True)), strict=True))
+    columns |= dict(zip(("cell", "levels", "baseline", "tuned"), of_cells or [()] * 4, strict=True))
+    return pa.table({field.name: pa.array(columns[field.name], field.type) for field in DESIGNS_VIEW})
+
+
+def of_suite(mirror: Mirror, suite: str) -> Mirror:
+    """What belongs to the designs of one suite: the same answers about it from a fraction of the rows."""
+    compute: Any = pyarrow.compute  # its functions are made at import, so that a type checker sees none
+
+    designs = mirror.designs.filter(compute.equal(mirror.designs["suite"], suite))
+    found = [json.loads(text)["trials"] for text in designs["design"].to_pylist()]
+    ids = pa.array([trial["trial_id"] for trials in found for trial in trials], pa.string())
+    return replace(mirror, designs=designs, trials=mirror.trials.filter(compute.is_in(mirror.trials["trial_id"], ids)))
 
 
 def _reported(design: DesignRecord) -> list[dict[str, Any]]:
@@ -203,14 +294,16 @@ def _control(trial: dict[str, Any]) -> str:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def _explained(timeout: float) -> Iterator[None]:
     """Turn DuckDB's errors into one line."""
     try:
         yield
     except duckdb.InterruptException:
-        raise QueryError(f"the query took longer than {TIME_LIMIT_S:.0f} s") from None
+        raise QueryError(_too_long(timeout)) from None
+    except (duckdb.OutOfMemoryException, MemoryError):
+        raise QueryError(_TOO_MUCH) from None
     except duckdb.Error as error:
-        text, _, where = str(error).partition("\n\nLINE ")
+        text, _, where = str(error).partition(_POSITION)
         what = ": ".join(line.strip().rstrip("!") for line in text.splitlines() if line.strip())
         what = re.sub(r"^[A-Z]\w+(?: \w+)* Error: ", "", what)
         lines = where.splitlines()
@@ -221,6 +314,10 @@ def _explained() -> Iterator[None]:
             if word and word not in what:
                 what += f' (at "{word}")'
         raise QueryError(what) from None
+
+
+def _too_long(timeout: float) -> str:
+    return f"the query took longer than {timeout:g} s"
 
 
 def _word(name: str) -> str:

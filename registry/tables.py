@@ -29,7 +29,7 @@ def render(frame: pd.DataFrame, format: str, console: Console | None = None, not
     """Print `frame` on `console`.
 
     `json` (`{"rows": [...], "notes": [...]}`) and `csv` (no notes) have every column at full precision; `table`,
-    `markdown` and `latex` are for reading: a leaderboard's mean and standard deviation become one column, and what is
+    `markdown` and `latex` are for reading: a leaderboard's mean and half-width become one column, and what is
     the same in all of its rows stands above them. Raises `ValueError` for an unknown format.
     """
     console = console or Console()
@@ -44,11 +44,11 @@ def render(frame: pd.DataFrame, format: str, console: Console | None = None, not
     if format == "csv":
         out.write(_csv(columns))
         return
+    context = ""
     if "metric" in frame.attrs:
-        unnamed = {"cell", "control", *frame.attrs["factors"]}.difference(frame.attrs["named"])
-        context, columns = _brief({name: values for name, values in columns.items() if name not in unnamed})
-    else:
-        context = ""
+        unnamed = set() if frame.attrs.get("chosen") else {"cell", "control", *frame.attrs["factors"]}
+        unnamed = unnamed.difference(frame.attrs["named"])
+        context, columns = _brief({n: values for n, values in columns.items() if n not in unnamed}, frame)
     numeric = [name in METRICS or _numbers(values) for name, values in columns.items()]
     cells = [[_shown(value) for value in row] for row in zip(*columns.values(), strict=True)]
     if format == "table":
@@ -70,23 +70,32 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, (bool, int, float, str)) else str(value)
 
 
-def _brief(columns: Columns) -> tuple[str, Columns]:
-    """Of a leaderboard: what is the same in all rows, and the columns worth a reader's width."""
-    constant = [name for name in _CONTEXT if len(set(columns[name])) == 1]
+def _brief(columns: Columns, frame: pd.DataFrame) -> tuple[str, Columns]:
+    """Of a leaderboard: what is the same in all rows, and the columns worth a reader's width; all that were asked for where some were."""
+    chosen, places = frame.attrs.get("chosen", False), list(frame.index)
+    half_widths = frame.attrs.get("half_widths", {})
+    shared = [place in frame.attrs.get("shared", ()) for place in places]
+    constant = [name for name in _CONTEXT if not chosen and len(set(columns.get(name, ()))) == 1]
     context = " · ".join(f"{name.partition('_')[0]} {columns[name][0]}" for name in constant if columns[name][0])
-    shared = [value is False for value in columns.get("exclusive", ())]
+    said = {"failed": {""}, "verdict": {"", "baseline"}, "pareto": {False}, "verified": {0}, "refuted": {0}}
     brief = {
         name: values
         for name, values in columns.items()
-        if name not in {*constant, "cell_id", "exclusive"}
-        and not name.endswith(("_sem", "_sd"))
-        and not (name in METRICS and set(values) <= {None})
-        and not (name == "failed" and set(values) <= {""})
-        and not (name in ("verified", "refuted") and set(values) <= {0})
+        if chosen
+        or (
+            name not in {*constant, "cell_id", "exclusive"}
+            and not name.endswith(("_sem", "_sd", "_half_width"))
+            and not (name in METRICS and set(values) <= {None})
+            and not (name in said and set(values) <= said[name])
+        )
     }
     for name, values in brief.items():
-        if f"{name}_sd" in columns:
-            brief[name] = [_mean_sd(mean, sd) for mean, sd in zip(values, columns[f"{name}_sd"], strict=True)]
+        if name in half_widths:
+            brief[name] = [
+                _interval(mean, half) for mean, half in zip(values, map(half_widths[name].get, places), strict=True)
+            ]
+        elif name == "pareto":
+            brief[name] = ["•" if best else "" for best in values]
         elif name in METRICS and METRICS[name].kind == "size":
             brief[name] = [_counted(value) for value in values]
         if name in METRICS and METRICS[name].kind in ("speed", "memory") and any(shared):
@@ -106,12 +115,12 @@ def _counted(value: float | None) -> str | None:
     return f"{scaled:.{max(0, 2 - int(math.log10(scaled)))}f}{' KMBT'[power]}"
 
 
-def _mean_sd(mean: float | None, sd: float | None) -> str | None:
-    """`3.202 ± 0.150`: to two digits of the standard deviation, or to three decimals, for paired differences are smaller."""
-    if mean is None or not sd:
+def _interval(mean: float | None, half: float | None) -> str | None:
+    """`3.202 ± 0.150`: to two digits of the half-width, or to three decimals, for paired differences are smaller."""
+    if mean is None or not half or not math.isfinite(half):
         return None if mean is None else _shown(mean)
-    digits = min(max(1 - math.floor(math.log10(sd)), 3 if abs(mean) < 100 else 0), 6)
-    return f"{mean:,.{digits}f} ± {sd:,.{digits}f}"
+    digits = min(max(1 - math.floor(math.log10(half)), 3 if abs(mean) < 100 else 0), 6)
+    return f"{mean:,.{digits}f} ± {half:,.{digits}f}"
 
 
 def _shown(value: Any) -> str:
@@ -136,7 +145,8 @@ def _print_table(
     console: Console, context: str, names: list[str], cells: list[list[str]], numeric: list[bool], notes: Sequence[str]
 ) -> None:
     """Headers break at their underscores; where the terminal is too narrow metrics are left out, the last ones first."""
-    headers = [_HEADERS.get(name, name.replace("_", "\n")) for name in names]
+    headers = [_HEADERS.get(name, _escape.seen(name).replace("_", "\n")) for name in names]
+    cells = [[_escape.seen(text) for text in row] for row in cells]
     columns = [[cell_len(word) for word in header.split("\n")] for header in headers]
     widths = [max([*column, *(cell_len(row[i]) for row in cells)]) for i, column in enumerate(columns)]
     kept = list(range(len(names)))
@@ -144,7 +154,7 @@ def _print_table(
     while spare and sum(widths[i] + 2 for i in kept) - 2 > console.width:
         kept.remove(spare.pop())
     if context:
-        console.print(Text(context, style="dim"))
+        console.print(Text(_escape.seen(context), style="dim"))
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for i in kept:
         table.add_column(
@@ -155,7 +165,7 @@ def _print_table(
     console.print(table)
     hidden = [names[i] for i in range(len(names)) if i not in kept]
     for note in [*notes, *([f"not shown in {console.width} columns: {', '.join(hidden)}"] if hidden else [])]:
-        console.print(Text(note, style="dim"))
+        console.print(Text(_escape.seen(note), style="dim"))
 
 
 def _csv(columns: Columns) -> str:
@@ -174,9 +184,9 @@ def _markdown(context: str, names: list[str], cells: list[list[str]], numeric: l
         return f"| {' | '.join(map(_escape.markdown, row))} |"
 
     rules = "|" + "|".join("---:" if right else "---" for right in numeric) + "|"
-    parts = [f"{context}\n"] if context else []
+    parts = [f"{_escape.markdown(context)}\n"] if context else []
     parts += [line(names), rules, *map(line, cells)]
-    parts += ["", *(f"- {note}" for note in notes)] if notes else []
+    parts += ["", *(f"- {_escape.markdown(note)}" for note in notes)] if notes else []
     return "\n".join(parts) + "\n"
 
 
@@ -184,7 +194,11 @@ def _latex(context: str, names: list[str], cells: list[list[str]], numeric: list
     def line(row: Sequence[str]) -> str:
         return "  " + " & ".join(map(_escape.latex, row)) + r" \\"
 
-    lines = [f"% {' '.join(text.split())}" for text in ("needs \\usepackage{booktabs}", context, *notes) if text]
+    lines = [
+        f"% {' '.join(_escape.seen(text).split())}"
+        for text in ("needs \\usepackage{booktabs}", context, *notes)
+        if text
+    ]
     lines += [
         f"\\begin{{tabular}}{{{''.join('r' if right else 'l' for right in numeric)}}}",
         "  \\toprule",

@@ -242,7 +242,7 @@ def test_a_board_is_sorted_by_any_metric(home: Path) -> None:
     frame = board(home).sort("val_bpb").frame()
     assert frame["val_bpb"].is_monotonic_increasing
     assert "val_bpb_sd" in frame.columns
-    assert board(home).sort("val_loss", descending=True).frame()["val_loss"].is_monotonic_decreasing
+    assert board(home).sort("val_loss", reverse=True).frame()["val_loss"].is_monotonic_decreasing
     assert board(home).sort("parameters").frame()["rank"].isna().tolist() == [True] * 4
     with pytest.raises(QueryError, match='no metric "val_los": did you mean "val_loss"'):
         board(home).sort("val_los").frame()

@@ -32,6 +32,7 @@ def leaderboard() -> pd.DataFrame:
             "val_loss": [3.14159265358979, 3.2, np.nan],
             "val_loss_sd": [0.0123, 0.02, np.nan],
             "val_loss_sem": [0.005, 0.009, np.nan],
+            "val_loss_half_width": [0.0123, 0.02, np.nan],
             "val_bpb": [1.25, 1.3, np.nan],
             "tokens_per_second": [123456.7, 99.5, np.nan],
             "mfu": [np.nan] * 3,
@@ -45,7 +46,8 @@ def leaderboard() -> pd.DataFrame:
         }
     )
     frame.attrs = {"metric": "val_loss", "factors": ["attention", "norm", "position"], "notes": []}
-    frame.attrs["named"] = frame.attrs["factors"]
+    frame.attrs |= {"named": frame.attrs["factors"], "shared": []}
+    frame.attrs["half_widths"] = {"val_loss": dict(frame["val_loss_half_width"])}
     return frame
 
 
@@ -63,6 +65,22 @@ def test_a_leaderboard_fits_a_terminal(leaderboard: pd.DataFrame) -> None:
     assert "mfu" not in wide
     row = next(line for line in wide.splitlines() if "grouped" in line)
     assert row.index("99.5") > row.index("1.3")
+
+
+def test_intervals_and_marks_follow_their_rows(leaderboard: pd.DataFrame) -> None:
+    leaderboard.attrs["shared"] = [1]
+    lines = text(leaderboard.iloc[[1, 0]], "markdown", width=200).splitlines()[-2:]
+    assert "3.200 ± 0.020" in lines[0] and "~" in lines[0]
+    assert "3.142 ± 0.012" in lines[1] and "~" not in lines[1]
+
+
+def test_columns_that_were_asked_for_are_all_shown(leaderboard: pd.DataFrame) -> None:
+    chosen = leaderboard[["suite", "cell_id", "val_loss_sd", "mfu", "val_loss"]]
+    chosen.attrs = leaderboard.attrs | {"chosen": True}
+    lines = text(chosen, "table", width=200).splitlines()
+    assert "suite recipe" not in lines[0]
+    row = next(line for line in lines if "recipe" in line)
+    assert "0.0123" in row and "3.142 ± 0.012" in row
 
 
 def test_numbers_stand_to_the_right() -> None:
@@ -121,9 +139,8 @@ def test_an_unknown_format_is_named() -> None:
 
 
 def test_what_was_measured_while_sharing_is_marked(leaderboard: pd.DataFrame) -> None:
-    marked = leaderboard.assign(exclusive=[i > 0 for i in range(len(leaderboard))])
-    marked.attrs = leaderboard.attrs
-    page = text(marked, "markdown")
+    leaderboard.attrs["shared"] = [0]
+    page = text(leaderboard.iloc[[0, 1, 2]], "markdown")
     first, second = page.splitlines()[-len(leaderboard) :][:2]
     assert "~" in first and "~" not in second and "exclusive" not in page
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .completion import scales, suites
+
 if TYPE_CHECKING:
     from ablate.design import Design
 
@@ -29,10 +31,10 @@ class Document(StrEnum):
 
 
 # fmt: off
-SuiteArg = Annotated[str, typer.Argument(metavar="SUITE", help="A shipped suite, or the path of a YAML file.")]
-NamedSuite = Annotated[str, typer.Argument(metavar="SUITE", help="The name of a suite that was run, or its path.")]
-Scale = Annotated[str | None, typer.Option("--scale", metavar="SCALE", help="Preset such as nano or 10m, instead of the suite's.")]
-OnlyScale = Annotated[str | None, typer.Option("--scale", metavar="SCALE", help="Only this scale.")]
+SuiteArg = Annotated[str, typer.Argument(metavar="SUITE", help="A shipped suite, or the path of a YAML file.", autocompletion=suites)]
+NamedSuite = Annotated[str, typer.Argument(metavar="SUITE", help="The name of a suite that was run, or its path.", autocompletion=suites)]
+Scale = Annotated[str | None, typer.Option(metavar="SCALE", help="Preset such as nano or 10m, not the suite's.", autocompletion=scales)]
+OnlyScale = Annotated[str | None, typer.Option("--scale", metavar="SCALE", help="Only this scale.", autocompletion=scales)]
 Settings = Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a field; repeatable.")]
 Seeds = Annotated[int | None, typer.Option("--seeds", metavar="N", help="So many seeds, instead of the suite's.")]
 Only = Annotated[str | None, typer.Option("--only", metavar="CELL", help="Only cells with these levels: FACTOR=LEVEL,...")]
@@ -42,7 +44,6 @@ Offline = Annotated[bool, typer.Option("--offline", help="Read the local mirror;
 # fmt: on
 
 app = typer.Typer(
-    add_completion=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
