@@ -14,7 +14,7 @@ from . import layout
 from .archive import MOST_BYTES, ArchiveError, Bundle, pack, unpack
 from .home import home as default_home
 from .layout import TaggedRun
-from .leaderboard import Leaderboard, RegistryEmpty
+from .leaderboard import Leaderboard, RegistryEmpty, cells_view
 from .mirror import sync
 from .record import DesignRecord, TrialRecord
 from .sql import Sandbox
@@ -180,7 +180,7 @@ def _try_out(new: Bundle) -> None:
             if curves != record.curves:
                 raise ArchiveError(f"the curves of {record.record_id} have names or steps that cannot be kept")
         with tempfile.TemporaryDirectory() as folder:
-            Leaderboard()._cells(sync(_Unwritten(Path(folder), new)))
+            cells_view(Leaderboard(), sync(_Unwritten(Path(folder), new)))
     except (ArchiveError, RegistryEmpty) as error:
         if isinstance(error, ArchiveError):
             raise
