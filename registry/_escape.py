@@ -35,6 +35,11 @@ def seen(text: str) -> str:
     return _UNSEEN.sub("\ufffd", text)
 
 
+def coded(text: str) -> str:
+    """For JSON, whose strings may hold what a terminal obeys: by its number there."""
+    return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
 def latex(text: str) -> str:
     """For LaTeX with `amssymb`, on one line. Letters that the T1 encoding lacks are given by their number: `U+4E2D`."""
     known = (

@@ -165,7 +165,7 @@ class Leaderboard:
             named = [*factors, *controls] if any(row["kind"] not in ALONE for row in rows) else ["cell"]
             names = ["rank", "suite", "scale", "cell", *factors, *controls, "n", "verdict", "pareto", *numbers, *_ENDS]
         for name in self._columns:
-            if name not in rows[0] or name.startswith((FIELD, DISTINCT)):
+            if name not in rows[0] or ":" in name:
                 raise QueryError(f'no column "{name}"{near(name, [*names, *rows[0]])}')
         names = list(dict.fromkeys(self._columns or names))
         types = {name: float for name in names if name in numbers}

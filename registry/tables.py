@@ -39,7 +39,8 @@ def render(frame: pd.DataFrame, format: str, console: Console | None = None, not
     columns = {str(name): [_plain(v) for v in frame.iloc[:, i].tolist()] for i, name in enumerate(frame.columns)}
     if format == "json":
         rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        out.write(json.dumps({"rows": rows, "notes": list(notes)}, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps({"rows": rows, "notes": list(notes)}, indent=2, ensure_ascii=False)
+        out.write(_escape.coded(text) + "\n")
         return
     if format == "csv":
         out.write(_csv(columns))
@@ -169,14 +170,17 @@ def _print_table(
 
 
 def _csv(columns: Columns) -> str:
-    """Text that a spreadsheet would take for a formula gets a `'` in front."""
+    """Text that a spreadsheet would take for a formula gets a `'` in front; a carriage return, which it would take for a new row,
+    and what else a terminal obeys, is replaced."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     for row in [tuple(columns), *zip(*columns.values(), strict=True)]:
-        writer.writerow(
-            [f"'{v}" if isinstance(v, str) and v.startswith(("=", "+", "-", "@", "\t", "\r")) else v for v in row]
-        )
+        writer.writerow([_harmless(value) if isinstance(value, str) else value for value in row])
     return out.getvalue()
+
+
+def _harmless(text: str) -> str:
+    return _escape.seen(f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text)
 
 
 def _markdown(context: str, names: list[str], cells: list[list[str]], numeric: list[bool], notes: Sequence[str]) -> str:

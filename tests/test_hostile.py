@@ -477,7 +477,7 @@ def test_what_a_name_holds_is_shown_and_never_run(text: str) -> None:
         out = io.StringIO()
         render(frame, form, Console(file=out, width=200), [text])
         shown[form] = out.getvalue()
-    for form in ("table", "markdown", "latex"):
+    for form in shown:
         assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", shown[form]), form
     assert not re.search(r"(?<!\\)<(script|img)", shown["markdown"])
     assert not re.search(r"(?<!\\)\]\(", shown["markdown"])
@@ -489,7 +489,6 @@ def test_what_a_name_holds_is_shown_and_never_run(text: str) -> None:
         for cell in row
     )
     assert json.loads(shown["json"])["rows"] == [{text: text, "n": 1}]
-    assert "\x1b" not in shown["json"]
 
 
 def test_enough_was_tried() -> None:
