@@ -204,8 +204,15 @@ def _provenance(cell: Cell, design: DesignRecord) -> tuple[Block, ...]:
 
 
 def rerun(cell: Cell, design: DesignRecord) -> str:
-    """The command that trains this cell, on one line whatever the names hold."""
+    """The commands that train this cell, each on one line whatever the names hold."""
     command = checks.rerun(design)
     only = ",".join(f"{factor}={level}" for factor, level in cell.levels.items())
     whole = command if cell.control or not only else f"{command} --only {shlex.quote(only)}"
-    return " ".join(_escape.seen(whole).split())
+    again = f"ablate verify {shlex.quote(str(cell.records[0]['trial_id']))}"
+    lines = (
+        "# all of its trials, where they are not recorded yet",
+        whole,
+        "# one of them, again, and whether it reproduces",
+        again,
+    )
+    return "\n".join(" ".join(_escape.seen(line).split()) for line in lines)

@@ -85,7 +85,7 @@ def _suite(design: DesignRecord, about: str, report: Report | None, cells: Seque
     first = Entry(
         name.text,
         full=name.full if name.full != name.text else "",
-        href=suite_path(design.suite, design.scale),
+        href=suite_path(design.suite, design.scale) if report else "",
         note=about,
     )
     counted = [record for cell in own for record in cell.records if record["counts"]]
