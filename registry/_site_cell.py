@@ -76,7 +76,11 @@ def _numbers(cell: Cell) -> list[tuple[str, str, str, str]]:
     seeds = f"{n} seeds" if n > 1 else "one seed" if n else ""
     for name, entry, note in (
         ("validation loss", index.loss(cell), f"nats/token, {seeds}"),
-        ("against the baseline", index.difference(cell), "nats/token, paired by seed"),
+        (
+            "against the baseline",
+            index.difference(cell),
+            ", ".join(filter(None, ["nats/token", index.verdict(cell).text])),
+        ),
     ):
         value, _, half = entry.text.partition(" ± ")
         if value and value != "baseline":
