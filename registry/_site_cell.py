@@ -76,7 +76,11 @@ def _numbers(cell: Cell) -> list[tuple[str, str, str, str]]:
     seeds = f"{n} seeds" if n > 1 else "one seed" if n else ""
     for name, entry, note in (
         ("validation loss", index.loss(cell), f"nats/token, {seeds}"),
-        ("against the baseline", index.difference(cell), "nats/token, paired by seed"),
+        (
+            "against the baseline",
+            index.difference(cell),
+            ", ".join(filter(None, ["nats/token", index.verdict(cell).text])),
+        ),
     ):
         value, _, half = entry.text.partition(" ± ")
         if value and value != "baseline":
@@ -204,8 +208,15 @@ def _provenance(cell: Cell, design: DesignRecord) -> tuple[Block, ...]:
 
 
 def rerun(cell: Cell, design: DesignRecord) -> str:
-    """The command that trains this cell, on one line whatever the names hold."""
+    """The commands that train this cell, each on one line whatever the names hold."""
     command = checks.rerun(design)
     only = ",".join(f"{factor}={level}" for factor, level in cell.levels.items())
     whole = command if cell.control or not only else f"{command} --only {shlex.quote(only)}"
-    return " ".join(_escape.seen(whole).split())
+    again = f"ablate verify {shlex.quote(str(cell.records[0]['trial_id']))}"
+    lines = (
+        "# all of its trials, where they are not recorded yet",
+        whole,
+        "# one of them, again, and whether it reproduces",
+        again,
+    )
+    return "\n".join(" ".join(_escape.seen(line).split()) for line in lines)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -31,10 +31,7 @@ _FIELDS = (
 ).split()
 _MARKS = ("retracted", "verified", "refuted")
 """Columns of registries that know of retractions and verifications."""
-_ATTEMPTS = """
-    SELECT trials.* REPLACE (designs.suite AS suite, designs.scale AS scale), designs.control, designs.cell, designs.levels
-    FROM designs JOIN trials USING (trial_id) WHERE designs.latest
-"""
+_OF_THE_DESIGN = ("suite", "scale", "cell_id", "control", "cell", "levels")
 
 
 @dataclass(frozen=True)
@@ -124,7 +121,7 @@ def cells(mirror: Mirror, board: Leaderboard, designs: Mapping[str, Mapping[str,
     """The cells of all suites: by suite and scale, best first within each, as on the leaderboard."""
     rows = {_key(row): row for row in _plain(board.frame().to_dict("records"))}
     groups: dict[Key, list[Row]] = {}
-    for record in _attempts(mirror):
+    for record in _attempts(mirror, [design for by_scale in designs.values() for design in by_scale.values()]):
         groups.setdefault(_key(record), []).append(record)
     order = {key: place for place, key in enumerate(rows)}
     ranks = [(key[:4], row["rank"]) for key, row in rows.items()]
@@ -150,13 +147,20 @@ def _key(row: Row) -> Key:
     )  # type: ignore[return-value]
 
 
-def _attempts(mirror: Mirror) -> Sequence[Row]:
-    """Every attempt at a trial of a newest design, retracted ones and verifications too."""
+def _attempts(mirror: Mirror, designs: Sequence[DesignRecord]) -> Iterator[Row]:
+    """Every attempt at a trial of these designs, retracted ones and verifications too; one design's at a time, for an answer has a
+    largest size."""
     with Sandbox(mirror) as sandbox:
-        frame = sandbox.frame(_ATTEMPTS)
-    wanted = [name for name in (*_FIELDS, *_MARKS, *METRICS) if name in frame]
-    chosen: Frame = frame[wanted]
-    return _plain(chosen.to_dict("records"))
+        there = list(sandbox.frame("SELECT * FROM trials LIMIT 0").columns)
+        own = [
+            f'trials."{name}"' for name in (*_FIELDS, *_MARKS, *METRICS) if name in there and name not in _OF_THE_DESIGN
+        ]
+        wanted = ", ".join([*own, *(f"designs.{name}" for name in _OF_THE_DESIGN)])
+        for design in designs:
+            frame: Frame = sandbox.frame(
+                f"SELECT {wanted} FROM designs JOIN trials USING (trial_id) WHERE design_id = '{design.design_id}'"  # an id has no quotes
+            )
+            yield from _plain(frame.to_dict("records"))
 
 
 def _plain(rows: Sequence[Mapping[Any, Any]]) -> list[dict[str, Any]]:

@@ -85,7 +85,7 @@ def _suite(design: DesignRecord, about: str, report: Report | None, cells: Seque
     first = Entry(
         name.text,
         full=name.full if name.full != name.text else "",
-        href=suite_path(design.suite, design.scale),
+        href=suite_path(design.suite, design.scale) if report else "",
         note=about,
     )
     counted = [record for cell in own for record in cell.records if record["counts"]]
@@ -129,7 +129,7 @@ def ranking(id: str, caption: str, cells: Sequence[Cell], *, across: bool, root:
     several = len({cell.environment_id for cell in cells}) > 1
     rows, labels = [], w.Labels()
     quality = any(not math.isnan(cell.value("val_bpb")) for cell in cells)
-    fast = any(not math.isnan(cell.value("mfu")) for cell in cells)
+    fast = not across and any(not math.isnan(cell.value("mfu")) for cell in cells)
     for cell in cells:
         label = labels(cell.name)
         kind = f"control, {'A/A' if cell.control == 'aa' else 'known-bad'}" if cell.control else ""
@@ -138,6 +138,7 @@ def ranking(id: str, caption: str, cells: Sequence[Cell], *, across: bool, root:
         measured = [
             loss(cell),
             difference(cell),
+            verdict(cell),
             *([fixed(cell, "val_bpb", 4)] if quality else []),
             speed(cell, "tokens_per_second", 0),
         ]
@@ -158,13 +159,19 @@ def ranking(id: str, caption: str, cells: Sequence[Cell], *, across: bool, root:
                 Entry(day(cell.newest)),
             ]
         )
-    columns = ["cell", *(["suite", "scale"] if across else []), "#rank", "#loss, nats/token", "#against the baseline",
+    columns = ["cell", *(["suite", "scale"] if across else []), "#rank", "#loss, nats/token", "#against the baseline", "verdict",
                *(["#bits/byte"] if quality else []), "#tokens/s", *(["#MFU"] if fast else []), "#peak GiB", "#params",
                "#seeds", "standing", *(["hardware"] if across or several else []), "newest"]  # fmt: skip
-    facets = [*(("suite", "scale") if across else ()), "standing", *(("hardware",) if across or several else ())]
+    facets = [
+        *(("suite", "scale") if across else ()),
+        "verdict",
+        "standing",
+        *(("hardware",) if across or several else ()),
+    ]
     notes = (
         "Ranks are within one suite, scale and machine; cells share one (=) unless a t-test paired by seed, Holm-corrected, separates "
-        "them. ± half the 95 % interval over seeds; the difference is paired by seed and not corrected for the number of cells.",
+        "them. ± half the 95 % interval over seeds; the difference is paired by seed. "
+        "Verdicts are on the loss against the baseline, Holm-corrected over the cells of the design; inconclusive is not equal.",
         "~ measured while other trials shared the device: an indication.",
     )
     return Table(id, caption, tuple(columns), tuple(map(tuple, rows)), notes, linked=True, facets=tuple(facets))
@@ -192,6 +199,12 @@ def difference(cell: Cell) -> Entry:
         return Entry("")
     low, high = found.interval()
     return plus_minus(found.value, (high - low) / 2.0, signed=True)
+
+
+def verdict(cell: Cell) -> Entry:
+    """What the leaderboard says of it against the baseline."""
+    word = str((cell.board or {}).get("verdict") or "")
+    return Entry(f"{w.SIGNS[word]} {word}", verdict=word) if word in w.SIGNS else Entry(word)
 
 
 def plus_minus(value: float, half: float, *, signed: bool = False) -> Entry:

@@ -95,7 +95,7 @@ class Report:
     def description(self) -> str:
         return _escape.seen(self.found.design.description)
 
-    @property
+    @cached_property
     def verdicts(self) -> dict[str, int]:
         """How many contrasts came to which verdict."""
         metric = tables.primary(self.found.metrics)

@@ -151,7 +151,7 @@ class _Site:
             except RegistryEmpty as error:
                 self.left_out.append(str(error))
             for cell in own:
-                self._cell(cell, design, points)
+                self._cell(cell, design, points, has_suite=scale in found)
         for scale, effects in found.items():
             others = [other for name, other in found.items() if name != scale][:MOST_SCALES]
             scales = sorted(found, key=lambda name: self._size(effects.design.suite, name))
@@ -177,12 +177,12 @@ class _Site:
         """What orders scales: 10m before 124m."""
         return max((c.parameters for c in self.cells if (c.suite, c.scale) == (suite, scale)), default=0.0), scale
 
-    def _cell(self, cell: Cell, design: DesignRecord, points: Curves) -> None:
+    def _cell(self, cell: Cell, design: DesignRecord, points: Curves, *, has_suite: bool) -> None:
         made = _site_cell.page(cell, design, points)
         suite = f"{w.Labels()(cell.suite).text} at {w.Labels()(cell.scale).text}"
         crumbs = (
             ("All suites", "../index.html"),
-            (suite, f"../{suite_path(cell.suite, cell.scale)}"),
+            *(((suite, f"../{suite_path(cell.suite, cell.scale)}"),) if has_suite else ()),
             (made.title, ""),
         )
         self._put(cell.path, _pages.html("site").render(page=made, site=Place("cell", "../", crumbs)))

@@ -48,7 +48,7 @@ def hostile() -> list[DesignRecord | TrialRecord]:
     about = {"description": HOSTILE[1], "suite_text": "```\n" + "\n".join(HOSTILE), "command": "ablate run '<script>'"}
     runs = [
         record(
-            cell, seed, loss=3 + number / 10 + seed / 100, cell_id=f"../{number}{name}", cause=name, **named,
+            cell, seed, loss=3 + number / 10 + seed / 100, cell_id=f"..:{number}", cause=name, **named,
             environment={"device": HOSTILE[1], "torch": name}, git_revision=name, status="crashed" if number == 3 else "finished",
         )
         for number, (name, cell) in enumerate(zip(HOSTILE, cells, strict=True))

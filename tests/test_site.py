@@ -14,7 +14,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 import pytest
 from effects_frames import HOSTILE
-from registry_records import design, empty_store, record, write_at_once
+from registry_records import design, empty_store, record, retraction, write_at_once
 from site_records import hostile, registry
 
 from ablate.cli import main
@@ -96,7 +96,8 @@ def test_there_is_a_page_for_each_suite_and_scale_and_for_each_cell(kept: Path, 
     assert len(rows) == len(board)
 
 
-def test_every_link_leads_somewhere_in_the_site(built: Path) -> None:
+def check_links(built: Path) -> None:
+    """Every link of every page leads somewhere in the site."""
     for path, links in pages(built):
         ids = set(re.findall(r'id="?([^"\s>]+)', path.read_text(encoding="utf-8")))
         for link in links.found - {"data:,"}:
@@ -107,6 +108,10 @@ def test_every_link_leads_somewhere_in_the_site(built: Path) -> None:
                 link,
             )
             assert not (link.startswith("#")) or link[1:] in ids, (path, link)
+
+
+def test_every_link_leads_somewhere_in_the_site(built: Path) -> None:
+    check_links(built)
 
 
 def test_no_name_becomes_a_path_or_markup(built: Path) -> None:
@@ -254,3 +259,20 @@ def test_what_was_said_of_a_record_since_is_seen_first(tiny: Path) -> None:
     assert _site_index.standing(shown).text == "retracted"
     assert _site_index.standing(replace(other, records=[other.records[0] | {"verified": 1}])).text == "verified"
     assert _site_index.standing(other).text == "finished"
+
+
+def test_a_suite_of_which_all_was_retracted_is_shown_as_such(tmp_path: Path) -> None:
+    store, other = empty_store(tmp_path / "home"), {"model.norm": "rmsnorm"}
+    wrong, good = record({"model.norm": "layernorm"}, suite="norms"), record(other)
+    write_at_once(
+        store,
+        [design([{"model.norm": "layernorm"}], 1, suite="norms"), wrong, design([other], 1), good],
+    )
+    store.write_mark(retraction(wrong, "a <wrong> corpus"))
+    folder = tmp_path / "site"
+    made = build(folder, home=tmp_path / "home")
+    assert (made.suites, made.cells, len(made.left_out)) == (1, 2, 1)
+    check_links(folder)
+    (page,) = (folder / "cells").glob("norms@*")
+    assert "Retracted: a &lt;wrong&gt; corpus" in page.read_text(encoding="utf-8")
+    assert ">retracted</span>" in (folder / "index.html").read_text(encoding="utf-8")
