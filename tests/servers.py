@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
+import needs
 
 PATIENCE = 120.0
 ADMIN, PASSWORD = "admin", "correct-horse-battery"
@@ -40,20 +40,10 @@ def until(condition: Callable[[], object], why: Callable[[], str] = str) -> None
         time.sleep(0.05)
 
 
-def postgres_programs() -> Path:
-    """The folder of `initdb` and `postgres`. Without them a test is skipped, except where everything has to be tried."""
-    on_path = shutil.which("postgres")
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: int(path.parts[-3]))
-    if on_path or found:
-        return (Path(on_path) if on_path else found[-1]).resolve().parent
-    reason = "needs PostgreSQL (apt-get install postgresql)"
-    pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
-
-
 @contextmanager
 def postgres() -> Iterator[str]:
     """A new PostgreSQL on 127.0.0.1 with an empty database; its URI. It refuses to work for root: then Debian's user starts it."""
-    programs, port = postgres_programs(), free_port()
+    programs, port = Path(needs.path("postgres") or "").resolve().parent, free_port()
     user = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.geteuid() == 0 else {}
     folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))  # short: it holds a socket
     if user:

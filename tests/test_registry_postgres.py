@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import fake_training
+import needs
 import psycopg2
 import pytest
 from registry_records import design, record
@@ -28,7 +29,7 @@ from registry.exchange import import_records
 from registry.spool import Spool
 from registry.store import Store
 
-pytestmark = [pytest.mark.fire, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.fire, pytest.mark.timeout(900), needs.program("postgres")]
 ROOT = Path(__file__).resolve().parent.parent
 SECRETS = {"alice": "alices-long-secret", "bob": "bobs-long-secret", "carol": "carols-long-secret"}
 REAL = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -38,7 +37,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def open_page(files: dict[str, str]) -> Iterator[Open]:
     """Opens a page at a width, with all that it says on the console and asks of the network in `page.troubles`."""
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        browser = driver.chromium.launch(executable_path=needs.path("chromium"), args=["--no-sandbox"])
 
         yield lambda name, width=1200, **options: opened(browser, files[name], width, **options)
         browser.close()

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import needs
 import pytest
+from axe_playwright_python import sync_playwright as axe
 from browsing import opened
+from playwright import sync_api as playwright
 from registry_records import empty_store, write_at_once
 from site_records import hostile, registry
 
 from registry.site import build
 
-playwright = pytest.importorskip("playwright.sync_api")
-axe = pytest.importorskip("axe_playwright_python.sync_playwright")
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+pytestmark = needs.program("chromium")
 Open = Callable[..., Any]
 KINDS = ("index", "suite", "cell", "hostile suite", "hostile cell")
 
@@ -50,7 +49,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        started = driver.chromium.launch(executable_path=needs.path("chromium"), args=["--no-sandbox"])
         yield started
         started.close()
 
