@@ -129,7 +129,7 @@ def trial_tags(record: TrialRecord) -> dict[str, str]:
         "ablate.schema": str(record.schema_version),
         KIND: "trial",
     }
-    bare = {name: value for name, value in record.to_dict().items() if name != "curves"}
+    bare = {name: value for name, value in record.values().items() if name != "curves"}
     return tags | _chunks(json.dumps(bare, sort_keys=True, allow_nan=False, ensure_ascii=False, separators=(",", ":")))
 
 

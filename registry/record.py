@@ -139,7 +139,11 @@ class _Json:
         return asdict(self)  # type: ignore[call-overload]
 
     def to_json(self) -> str:
-        return json.dumps(self.to_dict(), sort_keys=True, allow_nan=False, ensure_ascii=False)
+        return json.dumps(self.values(), sort_keys=True, allow_nan=False, ensure_ascii=False)
+
+    def values(self) -> dict[str, Any]:
+        """The fields themselves, where `to_dict` copies what they hold."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
 
     @classmethod
     def from_dict(cls, data: Any) -> Any:

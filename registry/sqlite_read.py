@@ -43,21 +43,21 @@ class FastReader:
         with self._connect() as database:
             return dict(database.execute(_COMPLETE, {"kind": kind}))
 
-    def runs(self, run_ids: list[str]) -> list[TaggedRun]:
-        """These runs with the tags that hold their records."""
-        tags: dict[str, dict[str, str]] = {run_id: {} for run_id in run_ids}
+    def runs(self, run_ids: list[str]) -> Iterator[TaggedRun]:
+        """These runs with the tags that hold their records, in this order."""
         with self._connect() as database:
             most = "SELECT max(CAST(value AS INTEGER)) FROM tags WHERE key = ?"
-            (count,) = database.execute(most, (CHUNKS,)).fetchone()
-            for names in _batches([CHUNKS, *chunk_names(count or 1)], 100):
-                for some in _batches(run_ids, 400):
+            (count,) = database.execute(most, (CHUNKS,)).fetchone() if run_ids else (0,)
+            for some in _batches(run_ids, 400):
+                tags: dict[str, dict[str, str]] = {run_id: {} for run_id in some}
+                for names in _batches([CHUNKS, *chunk_names(count or 1)], 100):
                     marks = ", ".join("?" * len(names)), ", ".join("?" * len(some))
                     sql = (
                         f"SELECT run_uuid, key, value FROM tags WHERE key IN ({marks[0]}) AND run_uuid IN ({marks[1]})"
                     )
                     for run_id, key, value in database.execute(sql, [*names, *some]):
                         tags[run_id][key] = value
-        return [TaggedRun(run_id, found) for run_id, found in tags.items()]
+                yield from (TaggedRun(run_id, found) for run_id, found in tags.items())
 
     def attempts(self, environment_id: str, purpose: str) -> list[tuple[str, str, str, str]]:
         """Of each trial's run: (record id, trial id, status, finished_at)."""
@@ -69,20 +69,18 @@ class FastReader:
         with self._connect() as database:
             return database.execute(sql + where, values).fetchall()
 
-    def points(self, record_ids: list[str] | None = None) -> list[tuple[str, str, int, float]]:
+    def points(self, record_ids: list[str] | None = None) -> Iterator[tuple[str, str, int, float]]:
         """Of the curves of these records, or of all: (record id, key, step, value)."""
-        sql = f"SELECT run.record_id, key, step, value FROM ({_COMPLETE}) AS run JOIN metrics USING (run_uuid)"
-        where = " WHERE metrics.key >= :first AND metrics.key < :last"
-        values = {"kind": "trial", "first": CURVES, "last": CURVES + "\U0010ffff"}
+        wanted = None if record_ids is None else set(record_ids)
+        runs = {run: found for run, found in self.run_ids("trial").items() if wanted is None or found in wanted}
         with self._connect() as database:
-            if record_ids is None:
-                return database.execute(sql + where, values).fetchall()
-            found = []
-            for some in _batches(record_ids, 400):
-                named = {f"id{place}": record_id for place, record_id in enumerate(some)}
-                chosen = f" AND run.record_id IN ({', '.join(f':{name}' for name in named)})"
-                found += database.execute(sql + where + chosen, values | named).fetchall()
-            return found
+            for some in _batches(list(runs), 400):
+                sql = f"""
+                    SELECT run_uuid, key, step, value FROM metrics
+                    WHERE run_uuid IN ({", ".join("?" * len(some))}) AND key >= ? AND key < ?
+                """
+                for run_id, key, step, value in database.execute(sql, [*some, CURVES, CURVES + "\U0010ffff"]):
+                    yield runs[run_id], key, step, value
 
     @contextmanager
     def _connect(self) -> Iterator[sqlite3.Connection]:
@@ -102,6 +100,22 @@ def open_fast(path: Path) -> FastReader | None:
     except sqlite3.DatabaseError:
         return None
     return reader
+
+
+def database_state(path: Path) -> str | None:
+    """What differs after every transaction: sizes and times of the database's files, and the counter in its header.
+    None while a transaction is under way."""
+    if path.with_name(f"{path.name}-journal").exists():
+        return None
+    parts = []
+    for name in (path.name, f"{path.name}-wal"):
+        try:
+            stat = path.with_name(name).stat()
+            parts.append(f"{stat.st_ino} {stat.st_size} {stat.st_mtime_ns}")
+        except FileNotFoundError:
+            parts.append("-")
+    with path.open("rb") as file:
+        return ", ".join([*parts, file.read(28)[24:].hex()])
 
 
 def _batches(items: list[str], size: int) -> list[list[str]]:
