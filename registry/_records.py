@@ -13,7 +13,7 @@ from ._grid import ANALYSED, PASS, Frame
 from ._summary import SIZES
 from .home import home as default_home
 from .leaderboard import SAME_TEXT, RegistryEmpty
-from .mirror import Mirror, sync
+from .mirror import Mirror, nothing_yet, sync
 from .record import DesignRecord, cell_label
 from .sql import Sandbox
 from .store import Store
@@ -31,9 +31,10 @@ _RECORDS = """
 
 def read(home: Path | None, tracking_uri: str | None, offline: bool) -> Mirror:
     """The mirror of the store. Raises `RegistryEmpty` where nothing was recorded."""
-    mirror = sync(Store.open(home or default_home(), tracking_uri, create=False), offline=offline)
+    store = Store.open(home or default_home(), tracking_uri, create=False)
+    mirror = sync(store, offline=offline)
     if not mirror.designs.num_rows:
-        raise RegistryEmpty("no results yet: run `ablate run quickstart`")
+        raise RegistryEmpty(nothing_yet(store, offline=offline))
     return mirror
 
 

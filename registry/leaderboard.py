@@ -18,7 +18,7 @@ from ._groups import grouped
 from ._near import near
 from ._verdicts import PASSED, copy_to, with_pareto, with_verdicts
 from .home import home as default_home
-from .mirror import Mirror, sync
+from .mirror import Mirror, nothing_yet, sync
 from .record import ALONE, METRICS
 from .sql import QueryError, Sandbox, column_names, of_suite
 from .store import Store
@@ -246,7 +246,7 @@ class Leaderboard:
         store = Store.open(self.home or default_home(), self.tracking_uri, create=False)
         mirror = sync(store, offline=self.offline)
         if not mirror.trials.num_rows:
-            raise RegistryEmpty("no results yet: run `ablate run quickstart`")
+            raise RegistryEmpty(nothing_yet(store, offline=self.offline))
         return mirror
 
     def _narrow(self, mirror: Mirror) -> Mirror:

@@ -11,21 +11,23 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from .layout import Kind, flatten, load
 from .locks import FileLock
 from .record import METRICS, DesignRecord, MarkRecord, TrialRecord
+from .segments import Segments
 from .store import Store
 
-VERSION = "3"
+VERSION = "4"
 FULL_SYNC = timedelta(days=1)
 """How often a store that cannot list its run ids cheaply is read as a whole, which is how deletions there are
 noticed."""
+BATCH = 5000
+"""Records that are turned into rows together, which bounds the memory that takes."""
 
 _TRIAL_TEXT = (
     *("record_id", "trial_id", "cell_id", "environment_id", "purpose", "status", "cause", "suite", "scale"),
@@ -70,59 +72,73 @@ class Mirror:
     marks: pa.Table = field(default_factory=MARKS.empty_table)
 
 
-def sync(store: Store, *, offline: bool = False) -> Mirror:
-    """The mirror of `store`, brought up to date first unless `offline`. Any number of processes may do so at once."""
+def sync(store: Store, *, offline: bool = False, resync: bool = False) -> Mirror:
+    """The mirror of `store`, brought up to date first unless `offline`; `resync` makes it anew. Any number of processes
+    may do so at once."""
     folder = store.home / "mirror" / hashlib.sha256(store.name.encode()).hexdigest()[:16]
-    if offline:
-        kept = {f"{kind}s": _read(folder / f"{kind}s.parquet", schema) for kind, (schema, _, _) in _TABLES.items()}
-        return Mirror(**kept, damaged=[])
-    if store.missing:
-        return Mirror(TRIALS.empty_table(), DESIGNS.empty_table(), [])
+    if not offline and store.missing:
+        return _loaded(Segments(folder, VERSION))
+    found = Segments.open(folder, VERSION)
+    if offline or (found and not resync and _unchanged(store, found)):
+        return _loaded(found or Segments(folder, VERSION))
     with FileLock(folder / "lock"):
-        found = {kind: _update(store, kind, folder / f"{kind}s.parquet") for kind in _TABLES}
-    tables = {f"{kind}s": table for kind, (table, _) in found.items()}
-    return Mirror(**tables, damaged=[run for _, damaged in found.values() for run in damaged])
+        found = None if resync else Segments.open(folder, VERSION)  # another process may just have been here
+        if found is None or not _unchanged(store, found):
+            found = found or Segments(folder, VERSION)
+            state, old = store.state(), found.described()
+            damaged = [run for kind in _TABLES for run in _update(store, kind, found)]
+            found.facts = found.facts | {"state": state, "damaged": damaged}
+            if found.described() != old:
+                found.commit()
+        return _loaded(found)
 
 
-def _update(store: Store, kind: Kind, path: Path) -> tuple[pa.Table, list[tuple[str, str]]]:
+def nothing_yet(store: Store, *, offline: bool = False) -> str:
+    """What to tell who finds the mirror empty."""
+    if offline:
+        return f"nothing of {store.name} is mirrored here yet: ask once without --offline"
+    return "no results yet: run `ablate run quickstart`"
+
+
+def _loaded(found: Segments) -> Mirror:
+    tables = {}
+    for kind, (schema, _, _) in _TABLES.items():
+        name = f"{kind}s"
+        tables[name] = found.read(name) if name in found.tables else schema.empty_table()
+    return Mirror(**tables, damaged=[(run_id, reason) for run_id, reason in found.facts.get("damaged", ())])
+
+
+def _unchanged(store: Store, found: Segments) -> bool:
+    state = store.state()
+    return state is not None and found.facts.get("state") == state
+
+
+def _update(store: Store, kind: Kind, found: Segments) -> list[tuple[str, str]]:
+    """Take over what is new of one kind, and drop what is gone; returns what is damaged."""
     schema, record_type, row_of = _TABLES[kind]
-    old, now = _read(path, schema), datetime.now(UTC)
-    known = old["run_id"].to_pylist()
-    synced = (old.schema.metadata or {}).get(b"full_sync")
-    last_full = datetime.fromisoformat(synced.decode()) if synced else None
-    recent = store.path is None and last_full is not None and now - last_full < FULL_SYNC
+    name, key, now = f"{kind}s", record_type.KEY, datetime.now(UTC)
+    old = found.read(name, ["run_id", key]) if name in found.tables else schema.empty_table()
+    known = dict(zip(old["run_id"].to_pylist(), old[key].to_pylist(), strict=True))
+    synced = found.facts.get(f"full_sync {kind}")
+    last_full = datetime.fromisoformat(synced) if synced else None
+    recent = store.path is None and last_full is not None and timedelta(0) <= now - last_full < FULL_SYNC
     changes = store.changes(kind, set(known), last_full if recent else None)
-    loaded = load(changes.new, record_type)
-    rows = [row_of(run_id, record) for run_id, record in loaded.records.items()]
-    table = old
-    if changes.present is not None and not changes.present.issuperset(known):
-        table = table.filter(pa.array([run_id in changes.present for run_id in known], pa.bool_()))
-    if rows:
-        table = _join(table, _table(rows, schema), record_type.KEY)
-    if table is not old or synced is None or (store.path is None and not recent):
-        last_full = now if changes.present is not None or last_full is None else last_full
-        table = table.replace_schema_metadata({"version": VERSION, "full_sync": last_full.isoformat()})
-        _write(table, path)
-    return table, loaded.damaged
-
-
-def _read(path: Path, schema: pa.Schema) -> pa.Table:
-    try:
-        table = pq.ParquetFile(path).read()
-        if (table.schema.metadata or {}).get(b"version") == VERSION.encode() and set(schema.names) <= set(
-            table.column_names
-        ):
-            return table
-    except (OSError, pa.ArrowException):
-        pass
-    return schema.empty_table()
-
-
-def _write(table: pa.Table, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".new")  # one writer at a time: under the mirror's lock
-    pq.write_table(table, temporary, compression="zstd")
-    temporary.replace(path)
+    gone = set() if changes.present is None else known.keys() - changes.present
+    if gone:
+        found.drop(name, "run_id", gone, [key])
+    there = {record_id for run_id, record_id in known.items() if run_id not in gone}
+    damaged, made, runs = [], [], iter(changes.new)
+    while some := list(islice(runs, BATCH)):
+        loaded = load(some, record_type)
+        damaged += loaded.damaged
+        records = {run_id: one for run_id, one in loaded.records.items() if getattr(one, key) not in there}
+        there.update(getattr(one, key) for one in records.values())
+        made.append(_table([row_of(run_id, record) for run_id, record in records.items()], schema))
+    if any(part.num_rows for part in made):
+        found.append(name, made, [key])
+    if not recent:
+        found.facts = found.facts | ({f"full_sync {kind}": now.isoformat()} if store.path is None else {})
+    return damaged
 
 
 def _trial_row(run_id: str, record: TrialRecord) -> dict[str, Any]:
@@ -177,17 +193,3 @@ def _type_of(values: Iterable[Any]) -> pa.DataType:
     if kinds == {int}:
         return pa.int64()
     return pa.float64() if kinds <= {int, float} else pa.string()
-
-
-def _join(old: pa.Table, new: pa.Table, key: str) -> pa.Table:
-    """Both tables, one row for each value of `key`; a column whose type differs becomes the wider one."""
-    known = set(old[key].to_pylist())
-    new = new.filter(pa.array([value not in known for value in new[key].to_pylist()], pa.bool_()))
-    for name in set(old.column_names) & set(new.column_names):
-        first, second = old.schema.field(name).type, new.schema.field(name).type
-        if first == second or pa.types.is_null(first) or pa.types.is_null(second):
-            continue
-        wide = pa.float64() if {first, second} == {pa.int64(), pa.float64()} else pa.string()
-        old = old.set_column(old.column_names.index(name), name, old[name].cast(wide))
-        new = new.set_column(new.column_names.index(name), name, new[name].cast(wide))
-    return pa.concat_tables([old, new], promote_options="default")

@@ -370,6 +370,12 @@ def test_offline_reads_the_mirror(home: Path) -> None:
         query("SELECT * FROM curves", home, offline=True)
 
 
+def test_offline_without_a_mirror_says_so(home: Path) -> None:
+    fill(home)
+    with pytest.raises(RegistryEmpty, match=r"nothing of sqlite:.*mlflow.db is mirrored here yet: ask once without"):
+        Leaderboard(home, offline=True).frame()
+
+
 def test_boards_and_queries_need_no_trainer_and_no_mlflow(home: Path) -> None:
     fill(home, 2, 2)
     code = """

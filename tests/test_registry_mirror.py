@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from registry_records import as_api, design, empty_store, recipe, record
+from registry_records import as_api, design, empty_store, recipe, record, retraction
 
 from registry import mirror
 from registry.layout import flatten
 from registry.mirror import Mirror, sync
 from registry.record import TrialRecord
+from registry.segments import Segments
 from registry.sql import Sandbox, column_names
 from registry.sqlite_read import FastReader
 from registry.store import Store
@@ -28,6 +29,13 @@ def seeds(copy: Mirror) -> list[int]:
 def folder(home: Path) -> Path:
     (found,) = (home / "mirror").iterdir()
     return found
+
+
+def files(home: Path, table: str) -> list[Path]:
+    """The files of a table of the mirror, in order."""
+    found = Segments.open(folder(home), mirror.VERSION)
+    assert found
+    return [folder(home) / file.name for file in found.tables[table].files]
 
 
 def test_only_new_records_are_fetched_and_deleted_ones_vanish(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,20 +69,122 @@ def test_an_unchanged_mirror_is_not_written(home: Path) -> None:
     assert {path.name: path.stat().st_mtime_ns for path in folder(home).iterdir()} == before
 
 
-@pytest.mark.parametrize("damage", ["broken", "version", "columns"])
-def test_a_mirror_that_cannot_be_used_is_made_again(home: Path, damage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def _flip(path: Path, at: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES: dict[str, Any] = {
+    "truncated": lambda file, manifest: file.write_bytes(file.read_bytes()[:100]),
+    "flipped": lambda file, manifest: _flip(file, file.stat().st_size // 2),
+    "missing": lambda file, manifest: file.unlink(),
+    "empty manifest": lambda file, manifest: manifest.write_bytes(b""),
+    "flipped manifest": lambda file, manifest: _flip(manifest, manifest.stat().st_size // 2),
+    "truncated manifest": lambda file, manifest: manifest.write_bytes(manifest.read_bytes()[:-20]),
+    "binary manifest": lambda file, manifest: manifest.write_bytes(b"\xff\xfe\x00"),
+}
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, "version"])
+@pytest.mark.parametrize("table", ["trials", "designs", "marks"])
+def test_a_mirror_that_cannot_be_used_is_made_again(
+    home: Path, damage: str, table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = empty_store(home)
+    store.write_trial(record())
+    store.write_design(design([{"model.attention": "mha"}]))
+    store.write_mark(retraction(record(seed=1)))
+    sync(store)
+    (file,) = files(home, table)
+    if damage == "version":
+        monkeypatch.setattr(mirror, "VERSION", "next")
+    else:
+        DAMAGES[damage](file, folder(home) / "manifest.json")
+    assert sync(store, offline=True).trials.num_rows == 0
+    made = sync(store)
+    assert (seeds(made), made.designs.num_rows, made.marks.num_rows) == ([0], 1, 1)
+    assert seeds(sync(store, offline=True)) == [0]
+
+
+def test_a_copied_mirror_is_still_good(home: Path) -> None:
+    """Files with another time stamp are judged by their content."""
     store = empty_store(home)
     store.write_trial(record())
     sync(store)
-    path = folder(home) / "trials.parquet"
-    if damage == "broken":
-        path.write_bytes(path.read_bytes()[:100])
-    elif damage == "version":
-        monkeypatch.setattr(mirror, "VERSION", "next")
-    else:
-        pq.write_table(pa.table({"run_id": ["x"]}).replace_schema_metadata({"version": mirror.VERSION}), path)
-    assert seeds(sync(store)) == [0]
+    for path in files(home, "trials"):
+        os.utime(path, (0, 0))
     assert seeds(sync(store, offline=True)) == [0]
+
+
+def test_resync_reads_everything_anew(home: Path) -> None:
+    store = empty_store(home)
+    runs = [store.write_trial(record(seed=seed)) for seed in range(2)]
+    server = as_api(store)
+    server.path = None
+    sync(server)
+    store._client.delete_run(runs[0])
+    assert seeds(sync(server)) == [0, 1]
+    assert seeds(sync(server, resync=True)) == [1]
+    assert seeds(sync(server)) == [1]
+
+
+def test_small_changes_are_small_files_which_are_merged(home: Path) -> None:
+    store = empty_store(home)
+    store.write_trials(record(seed=seed) for seed in range(60))
+    sync(store)
+    (base,) = files(home, "trials")
+    for seed in range(60, 70):
+        store.write_trials([record(seed=seed)])
+        sync(store)
+    assert files(home, "trials")[0] == base
+    assert 1 < len(files(home, "trials")) <= 4
+    assert seeds(sync(store, offline=True)) == list(range(70))
+    store.write_trials(record(seed=seed) for seed in range(70, 90))
+    assert seeds(sync(store)) == list(range(90))
+    assert len(files(home, "trials")) == 1
+    assert base.exists()
+    os.utime(base, (0, 0))
+    store.write_trials([record(seed=90)])
+    sync(store)
+    assert not base.exists()
+
+
+def test_the_state_of_a_database_changes_with_every_transaction(home: Path) -> None:
+    store = empty_store(home)
+    run = store.write_trial(record())
+    states = [store.state()]
+    for step in (
+        lambda: store._client.set_tag(run, "a", "1"),
+        lambda: store._client.set_tag(run, "a", "2"),
+        lambda: store._client.delete_run(run),
+        lambda: store.write_trials([record(seed=1)]),
+    ):
+        step()
+        states.append(store.state())
+    assert len(set(states)) == len(states)
+    assert store.state() == states[-1]
+
+
+def _follow(home: Path, count: int) -> None:
+    store = Store.open(home)
+    while sync(store).trials.num_rows < count:
+        pass
+
+
+@pytest.mark.fire
+def test_two_processes_follow_a_store_at_once(home: Path) -> None:
+    store = empty_store(home)
+    context = multiprocessing.get_context("spawn")
+    both = [context.Process(target=_follow, args=(home, 200)) for _ in range(2)]
+    for process in both:
+        process.start()
+    for first in range(0, 200, 10):
+        store.write_trials(record(seed=seed) for seed in range(first, first + 10))
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
+    assert seeds(sync(store)) == list(range(200))
 
 
 def test_settings_of_other_types_and_other_recipes_share_a_table(home: Path) -> None:

@@ -41,6 +41,7 @@ Only = Annotated[str | None, typer.Option("--only", metavar="CELL", help="Only c
 Match = Annotated[str | None, typer.Option("--match", metavar="AXIS", help="What arms are matched in, instead of the suite's axis.")]
 Output = Annotated[Format, typer.Option("--format", help="How to print it.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Read the local mirror; ask no tracking server.")]
+Resync = Annotated[bool, typer.Option("--resync", help="Read the tracking store anew: what was deleted on a server shows at once.")]
 # fmt: on
 
 app = typer.Typer(
@@ -62,6 +63,19 @@ def expanded(
     found, speeds = load_suite(suite), Speeds(home(), workers=workers)
     found = found if match is None else found.matched(match)
     return expand(found, scale=scale, overrides=parse_set(settings or ()), seeds=seeds, only=only, speeds=speeds)
+
+
+def resynced(resync: bool, offline: bool) -> None:
+    """Make the local mirror anew, if that was asked for."""
+    if not resync:
+        return
+    if offline:
+        raise ValueError("--resync reads the tracking store and --offline does not: give one of them")
+    from registry import Store
+    from registry.home import home
+    from registry.mirror import sync
+
+    sync(Store.open(home(), create=False), resync=True)
 
 
 def say(text: str) -> None:

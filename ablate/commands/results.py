@@ -15,8 +15,10 @@ from . import (
     Offline,
     OnlyScale,
     Output,
+    Resync,
     app,
     name_of,
+    resynced,
 )
 from .completion import columns, fields, metrics, suites
 
@@ -49,6 +51,7 @@ def leaderboard(
     limit: Limit = None,
     form: Output = Format.table,
     offline: Offline = False,
+    resync: Resync = False,
 ) -> None:
     """Rank the cells of a suite, with their seeds aggregated.
 
@@ -58,6 +61,7 @@ def leaderboard(
     from registry import Leaderboard
     from registry.tables import render as show_frame
 
+    resynced(resync, offline)
     board = Leaderboard(offline=offline).sort(sort, reverse=reverse)
     board = board.suite(None if suite is None else name_of(suite), scale).hardware(hardware).dates(since, until)
     for expression in where or ():
@@ -85,6 +89,7 @@ def report(
         ),
     ] = None,
     offline: Offline = False,
+    resync: Resync = False,
 ) -> None:
     """Say what each level of a suite does, and how sure that is.
 
@@ -93,6 +98,7 @@ def report(
     from registry.home import home
     from registry.report import report as make_report
 
+    resynced(resync, offline)
     made = make_report(name_of(suite), scale, offline=offline)
     text = made.render(form)
     if output is None and form is not Document.html:
@@ -118,6 +124,7 @@ def query(
     ] = False,
     form: Output = Format.table,
     offline: Offline = False,
+    resync: Resync = False,
 ) -> None:
     """Answer an SQL query over everything recorded.
 
@@ -130,5 +137,6 @@ def query(
 
     if (sql is None) != schema:
         raise UserError("say either a query or --schema: ablate query 'SELECT * FROM cells'")
+    resynced(resync, offline)
     asked = registry.schema(offline=offline) if sql is None else registry.query(sql, offline=offline, timeout=timeout)
     show_frame(asked, form, render.console())
