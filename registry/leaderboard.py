@@ -27,6 +27,7 @@ __all__ = ["SAME_TEXT", "Leaderboard", "QueryError", "RegistryEmpty", "query"]
 
 _SHOWN = ("val_loss", "val_bpb", "tokens_per_second", "mfu", "peak_memory_gib", "parameters")
 _ENDS = ("failed", "verified", "refuted", "exclusive", "device", "environment_id", "evaluation_fingerprint", "cell_id")
+_NEEDED = ("validation_bytes", "unigram_entropy", "loss_floor")
 _SPREAD = ("sd", "sem", "half_width")
 _BOARD = """
     SELECT trials.* REPLACE (designs.suite AS suite, designs.scale AS scale), designs.kind, designs.control, designs.cell,
@@ -136,7 +137,11 @@ class Leaderboard:
             self._check_groups(cells, factors)
             spread = self._spread(_metrics(mirror))
             rows = ordered(
-                grouped(cells, self._group_by, factors, _metrics(mirror), spread), self._metric, reverse=self._reverse
+                grouped(
+                    cells, self._group_by, factors, [name for name in _metrics(mirror) if name in cells[0]], spread
+                ),
+                self._metric,
+                reverse=self._reverse,
             )
             notes += notes_of.on_ranks(rows, self._metric) + notes_of.on_groups(rows, self._group_by)
         else:
@@ -166,7 +171,7 @@ class Leaderboard:
             names = ["rank", "suite", "scale", "cell", *factors, *controls, "n", "verdict", "pareto", *numbers, *_ENDS]
         for name in self._columns:
             if name not in rows[0] or ":" in name:
-                raise QueryError(f'no column "{name}"{near(name, [*names, *rows[0]])}')
+                raise QueryError(f'no column "{name}"{near(name, [*names, *rows[0], *METRICS])}')
         names = list(dict.fromkeys(self._columns or names))
         types = {name: float for name in names if name in numbers}
         frame = pd.DataFrame(rows, columns=names).astype({**({"rank": "Int64"} if "rank" in names else {}), **types})
@@ -198,21 +203,23 @@ class Leaderboard:
 
     def _spread(self, metrics: list[str]) -> list[str]:
         """The metrics whose values by seed are wanted."""
-        asked = [
-            name
-            for name in metrics
-            if any(f"{name}_half_width" == column or name == column for column in self._columns)
-        ]
+        named = {name.removesuffix(f"_{what}") for name in self._columns for what in _SPREAD} | set(self._columns)
+        asked = [name for name in metrics if name in named]
         return list(dict.fromkeys(["val_loss", self._metric, *asked]))
 
-    def _cells(self, board: Mirror, mirror: Mirror) -> tuple[list[dict[str, Any]], list[str]]:
-        """Rows with every metric, sorted and ranked; and the names of the factors' columns."""
-        metrics = _metrics(board)
-        if self._metric not in metrics:
-            raise QueryError(f'no metric "{self._metric}"{near(self._metric, metrics)}')
+    def _cells(self, board: Mirror, mirror: Mirror, every: bool = False) -> tuple[list[dict[str, Any]], list[str]]:
+        """Rows, sorted and ranked, with the metrics that the board shows or `every` one; and the names of the factors' columns."""
+        known = _metrics(board)
+        if self._metric not in known:
+            raise QueryError(f'no metric "{self._metric}"{near(self._metric, known)}')
+        wanted = {self._metric, *_SHOWN, *_NEEDED, *self._columns, *self._group_by}
+        wanted |= {name.removesuffix(f"_{what}") for name in self._columns for what in _SPREAD}
+        metrics = (
+            known if every else [name for name in known if name in wanted]
+        )  # planning an aggregate takes longer than computing it
         fields = [name for name in dict.fromkeys((*self._columns, *self._group_by)) if name in _fields(board)]
         spread = self._spread(metrics)
-        sql = aggregates(metrics, spread, fields, self._metric in PASSED), ", ".join(CELL)
+        sql = aggregates(metrics, spread, fields, self._metric in PASSED, every), ", ".join(CELL)
         with Sandbox(board) as sandbox:
             whole = cells = sandbox.rows(self._board(filtered=False), (), sql)
             if whole and (self._where or self._board() != self._board(filtered=False)):
@@ -227,7 +234,7 @@ class Leaderboard:
         if cells is not whole:
             copy_to(cells, whole)
         with_half_widths(cells, spread)
-        factors = with_factors(cells, {*cells[0], "rank"})
+        factors = with_factors(cells, {*cells[0], *known, "rank"})
         for cell in cells:
             for name in fields:
                 value = cell[FIELD + name] if cell[DISTINCT + name] == 1 else None
@@ -337,7 +344,7 @@ def query(
 
 def cells_view(board: Leaderboard, mirror: Mirror) -> pa.Table:
     """The view `cells`: all columns of a board, of each metric mean, standard deviation and error."""
-    cells, _ = board._cells(mirror, mirror)
+    cells, _ = board._cells(mirror, mirror, every=True)
     numbers = {name for metric in _metrics(mirror) for name in (metric, *(f"{metric}_{what}" for what in _SPREAD))}
     names = [name for name in cells[0] if ":" not in name and name != "pass"]
     frame = pd.DataFrame(cells, columns=names)
