@@ -83,8 +83,9 @@ def on_groups(rows: Sequence[Cell], fields: Sequence[str]) -> list[str]:
 
 def apart(cells: list[Cell], metric: str) -> list[str]:
     """That cells of one suite, scale and environment are ranked apart, because not all were evaluated on the same."""
-    groups = {grouping(cells, metric)(cell) for cell in cells}
-    if len(groups) == len({group[:-1] for group in groups}):
+    group = grouping(cells, metric)
+    groups = {group(cell) for cell in cells}
+    if len(groups) == len({place[:-1] for place in groups}):
         return []
     if metric == "val_bpb":
         sizes = {cell["validation_bytes"] for cell in cells if cell["validation_bytes"]}

@@ -28,9 +28,12 @@ def key_of(cell: Cell) -> tuple[Any, ...]:
     return tuple(cell[name] for name in CELL)
 
 
-def aggregates(metrics: Sequence[str], spread: Iterable[str], fields: Iterable[str] = (), ratios: bool = False) -> str:
-    """SQL that aggregates the rows of a cell: of each metric the mean, standard deviation and error; of those in `spread` the values by
-    seed, too; the value of each of `fields` that all its trials share; with `ratios` what the newest pass for speed found."""
+def aggregates(
+    metrics: Sequence[str], spread: Iterable[str], fields: Iterable[str] = (), ratios: bool = False, every: bool = False
+) -> str:
+    """SQL that aggregates the rows of a cell: of each metric the mean; of those in `spread`, or of `every` one, standard deviation and
+    error; of those in `spread` the values by seed, too; the value of each of `fields` that all its trials share; with `ratios` what the newest
+    pass for speed found."""
     primary, alone = "purpose = 'primary'", "status = 'finished' AND exclusive"
     finished = f"{primary} AND status = 'finished'"
     same = ("device", "levels", "baseline", "tuned", "margin")
@@ -52,8 +55,9 @@ def aggregates(metrics: Sequence[str], spread: Iterable[str], fields: Iterable[s
         shown = ranked if kind in ("quality", "size") else [*measured, finished]
         value = f'"{metric}"'
         parts.append(f'{_first(f"avg({value}) @", shown)} AS "{metric}"')
-        parts.append(f'{_first(f"stddev_samp({value}) @", shown)} AS "{metric}_sd"')
-        parts.append(f'{_first(f"stddev_samp({value}) @ / sqrt(count({value}) @)", shown)} AS "{metric}_sem"')
+        if every or metric in spread:
+            parts.append(f'{_first(f"stddev_samp({value}) @", shown)} AS "{metric}_sd"')
+            parts.append(f'{_first(f"stddev_samp({value}) @ / sqrt(count({value}) @)", shown)} AS "{metric}_sem"')
         if metric in spread:
             pairs = _first(f"list({{'seed': seed, 'value': {value}}}) @", ranked)
             parts.append(

@@ -27,6 +27,7 @@ __all__ = ["SAME_TEXT", "Leaderboard", "QueryError", "RegistryEmpty", "query"]
 
 _SHOWN = ("val_loss", "val_bpb", "tokens_per_second", "mfu", "peak_memory_gib", "parameters")
 _ENDS = ("failed", "verified", "refuted", "exclusive", "device", "environment_id", "evaluation_fingerprint", "cell_id")
+_NEEDED = ("validation_bytes", "unigram_entropy", "loss_floor")
 _SPREAD = ("sd", "sem", "half_width")
 _BOARD = """
     SELECT trials.* REPLACE (designs.suite AS suite, designs.scale AS scale), designs.kind, designs.control, designs.cell,
@@ -130,13 +131,21 @@ class Leaderboard:
             raise QueryError(f"limit: {self._limit} is not a number of rows")
         mirror = self._mirror()
         board = self._narrow(mirror)
-        cells, factors = self._cells(board, mirror)
+        with Sandbox(board) as sandbox:
+            return self._made(sandbox, board, mirror)
+
+    def _made(self, sandbox: Sandbox, board: Mirror, mirror: Mirror) -> pd.DataFrame:
+        cells, factors = self._cells(sandbox, board, mirror)
         rows, notes = cells, [*notes_of.meaning(self._metric)]
         if self._group_by:
             self._check_groups(cells, factors)
             spread = self._spread(_metrics(mirror))
             rows = ordered(
-                grouped(cells, self._group_by, factors, _metrics(mirror), spread), self._metric, reverse=self._reverse
+                grouped(
+                    cells, self._group_by, factors, [name for name in _metrics(mirror) if name in cells[0]], spread
+                ),
+                self._metric,
+                reverse=self._reverse,
             )
             notes += notes_of.on_ranks(rows, self._metric) + notes_of.on_groups(rows, self._group_by)
         else:
@@ -144,11 +153,11 @@ class Leaderboard:
             notes += notes_of.on_ranks(rows, self._metric)
             notes += notes_of.on_verdicts(rows, self._metric, filtered, self._columns or ("verdict", "pareto"))
         notes += [*notes_of.apart(rows, self._metric), *notes_of.scale_of_loss(rows), *notes_of.on_values(rows)]
-        if left := self._retracted(board, rows):
+        if left := self._retracted(sandbox, board, rows):
             notes.append(
                 f"{left} retracted record{'s are' if left > 1 else ' is'} left out (retracted in the view trials says why)"
             )
-        notes += self._missing(board, rows) + self._cut(rows)
+        notes += self._missing(sandbox, rows) + self._cut(rows)
         notes += [f"left out, damaged: run {run_id} ({reason})" for run_id, reason in mirror.damaged]
         return self._shown(rows[: self._limit], factors, notes)
 
@@ -166,7 +175,7 @@ class Leaderboard:
             names = ["rank", "suite", "scale", "cell", *factors, *controls, "n", "verdict", "pareto", *numbers, *_ENDS]
         for name in self._columns:
             if name not in rows[0] or ":" in name:
-                raise QueryError(f'no column "{name}"{near(name, [*names, *rows[0]])}')
+                raise QueryError(f'no column "{name}"{near(name, [*names, *rows[0], *METRICS])}')
         names = list(dict.fromkeys(self._columns or names))
         types = {name: float for name in names if name in numbers}
         frame = pd.DataFrame(rows, columns=names).astype({**({"rank": "Int64"} if "rank" in names else {}), **types})
@@ -198,36 +207,39 @@ class Leaderboard:
 
     def _spread(self, metrics: list[str]) -> list[str]:
         """The metrics whose values by seed are wanted."""
-        asked = [
-            name
-            for name in metrics
-            if any(f"{name}_half_width" == column or name == column for column in self._columns)
-        ]
+        named = {name.removesuffix(f"_{what}") for name in self._columns for what in _SPREAD} | set(self._columns)
+        asked = [name for name in metrics if name in named]
         return list(dict.fromkeys(["val_loss", self._metric, *asked]))
 
-    def _cells(self, board: Mirror, mirror: Mirror) -> tuple[list[dict[str, Any]], list[str]]:
-        """Rows with every metric, sorted and ranked; and the names of the factors' columns."""
-        metrics = _metrics(board)
-        if self._metric not in metrics:
-            raise QueryError(f'no metric "{self._metric}"{near(self._metric, metrics)}')
+    def _cells(
+        self, sandbox: Sandbox, board: Mirror, mirror: Mirror, every: bool = False
+    ) -> tuple[list[dict[str, Any]], list[str]]:
+        """Rows, sorted and ranked, with the metrics that the board shows or `every` one; and the names of the factors' columns."""
+        known = _metrics(board)
+        if self._metric not in known:
+            raise QueryError(f'no metric "{self._metric}"{near(self._metric, known)}')
+        wanted = {self._metric, *_SHOWN, *_NEEDED, *self._columns, *self._group_by}
+        wanted |= {name.removesuffix(f"_{what}") for name in self._columns for what in _SPREAD}
+        metrics = (
+            known if every else [name for name in known if name in wanted]
+        )  # planning an aggregate takes longer than computing it
         fields = [name for name in dict.fromkeys((*self._columns, *self._group_by)) if name in _fields(board)]
         spread = self._spread(metrics)
-        sql = aggregates(metrics, spread, fields, self._metric in PASSED), ", ".join(CELL)
-        with Sandbox(board) as sandbox:
-            whole = cells = sandbox.rows(self._board(filtered=False), (), sql)
-            if whole and (self._where or self._board() != self._board(filtered=False)):
-                cells = sandbox.rows(self._board(), self._where, sql)
-            declared = sandbox.rows(
-                "SELECT suite, scale, count(DISTINCT cell_id) AS n FROM designs WHERE latest AND control = '' GROUP BY ALL"
-            )
+        sql = aggregates(metrics, spread, fields, self._metric in PASSED, every), ", ".join(CELL)
+        whole = cells = sandbox.rows(self._board(filtered=False), (), sql)
+        if whole and (self._where or self._board() != self._board(filtered=False)):
+            cells = sandbox.rows(self._board(), self._where, sql)
+        declared = sandbox.rows(
+            "SELECT suite, scale, count(DISTINCT cell_id) AS n FROM designs WHERE latest AND control = '' GROUP BY ALL"
+        )
         if not cells:
-            self._explain_empty(mirror, whole)
+            self._explain_empty(sandbox, mirror, whole)
         with_verdicts(whole, self._metric, {(row["suite"], row["scale"]): row["n"] for row in declared})
         with_pareto(whole, self._metric)
         if cells is not whole:
             copy_to(cells, whole)
         with_half_widths(cells, spread)
-        factors = with_factors(cells, {*cells[0], "rank"})
+        factors = with_factors(cells, {*cells[0], *known, "rank"})
         for cell in cells:
             for name in fields:
                 value = cell[FIELD + name] if cell[DISTINCT + name] == 1 else None
@@ -252,7 +264,7 @@ class Leaderboard:
     def _narrow(self, mirror: Mirror) -> Mirror:
         return mirror if self._suite is None else of_suite(mirror, self._suite)
 
-    def _explain_empty(self, mirror: Mirror, whole: list[dict[str, Any]]) -> None:
+    def _explain_empty(self, sandbox: Sandbox, mirror: Mirror, whole: list[dict[str, Any]]) -> None:
         suites = sorted(set(mirror.designs["suite"].to_pylist()))
         if self._suite is not None and self._suite not in suites:
             raise RegistryEmpty(_nothing("for suite", self._suite, "for", suites))
@@ -270,7 +282,7 @@ class Leaderboard:
             for s, d in zip(mirror.designs["suite"].to_pylist(), mirror.designs["scale"].to_pylist(), strict=True)
             if self._suite in (None, s) and self._scale in (None, d)
         ]
-        if not whole and (left := self._retracted(mirror, asked)):
+        if not whole and (left := self._retracted(sandbox, mirror, asked)):
             raise RegistryEmpty(
                 f'nothing stands: {left} records were retracted; `ablate query "SELECT * FROM marks"` says why'
             )
@@ -283,7 +295,7 @@ class Leaderboard:
         cut = self._limit is not None and self._limit < len(rows)
         return [f"the first {self._limit} of {len(rows)} rows"] if cut else []
 
-    def _retracted(self, mirror: Mirror, cells: list[dict[str, Any]]) -> int:
+    def _retracted(self, sandbox: Sandbox, mirror: Mirror, cells: list[dict[str, Any]]) -> int:
         """How many records would be on these boards if they were not retracted."""
         if not mirror.marks.num_rows or not cells:
             return 0
@@ -291,11 +303,10 @@ class Leaderboard:
             SELECT count(DISTINCT record_id) AS n FROM designs JOIN trials USING (trial_id)
             WHERE latest AND retracted <> '' AND purpose IN ('primary', 'speed') AND (designs.suite, designs.scale) IN ({_boards(cells)})
         """
-        with Sandbox(mirror) as sandbox:
-            (row,) = sandbox.rows(sql)
+        (row,) = sandbox.rows(sql)
         return row["n"]
 
-    def _missing(self, mirror: Mirror, rows: list[dict[str, Any]]) -> list[str]:
+    def _missing(self, sandbox: Sandbox, rows: list[dict[str, Any]]) -> list[str]:
         if self._where or self._hardware or self._since or self._until:
             return []
         sql = f"""
@@ -303,8 +314,7 @@ class Leaderboard:
                 count(DISTINCT trial_id) FILTER (trial_id NOT IN (SELECT trial_id FROM trials WHERE counts)) AS missing
             FROM designs WHERE latest AND (suite, scale) IN ({_boards(rows)})
         """
-        with Sandbox(mirror) as sandbox:
-            (row,) = sandbox.rows(sql)
+        (row,) = sandbox.rows(sql)
         return [f"{row['missing']} of {row['declared']} trials have no result yet"] if row["missing"] else []
 
 
@@ -337,7 +347,8 @@ def query(
 
 def cells_view(board: Leaderboard, mirror: Mirror) -> pa.Table:
     """The view `cells`: all columns of a board, of each metric mean, standard deviation and error."""
-    cells, _ = board._cells(mirror, mirror)
+    with Sandbox(mirror) as sandbox:
+        cells, _ = board._cells(sandbox, mirror, mirror, every=True)
     numbers = {name for metric in _metrics(mirror) for name in (metric, *(f"{metric}_{what}" for what in _SPREAD))}
     names = [name for name in cells[0] if ":" not in name and name != "pass"]
     frame = pd.DataFrame(cells, columns=names)

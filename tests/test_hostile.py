@@ -351,6 +351,7 @@ def answer(ask) -> str:
     return f"refused: {refused}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("statement", lines(READS))
 def test_sql_reads_nothing_but_the_registry(place: Path, statement: str) -> None:
     said = answer(lambda: query(harmful(place, statement)))
@@ -358,11 +359,13 @@ def test_sql_reads_nothing_but_the_registry(place: Path, statement: str) -> None
     assert SECRET not in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("statement", lines(STATEMENTS))
 def test_anything_but_a_select_is_refused(place: Path, statement: str) -> None:
     assert answer(lambda: query(harmful(place, statement))).startswith("refused: ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("statement", ENDLESS, ids=range(len(ENDLESS)))
 def test_what_takes_too_much_is_ended(statement: str) -> None:
     """Or it is refused at once, or answered: no call outlives its limit."""
@@ -379,6 +382,7 @@ def test_the_limits_are_those_that_were_given() -> None:
         query("SELECT * FROM range(1000001)", timeout=20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("expression", lines(EXPRESSIONS))
 def test_a_filter_is_one_expression_over_the_trials(place: Path, expression: str) -> None:
     said = answer(lambda: Leaderboard().where(harmful(place, expression)).frame())
@@ -386,6 +390,7 @@ def test_a_filter_is_one_expression_over_the_trials(place: Path, expression: str
     assert said.startswith("refused: ") or expression == "seed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))
 @pytest.mark.parametrize("option", ["sort", "columns", "group_by"])
 def test_a_name_that_is_none_is_refused(option: str, name: str) -> None:
@@ -393,6 +398,7 @@ def test_a_name_that_is_none_is_refused(option: str, name: str) -> None:
     assert said.startswith("refused: ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SUITES, ids=range(len(SUITES)))
 def test_a_suite_that_is_none_is_refused(name: str) -> None:
     assert answer(lambda: Leaderboard().suite(name).frame()).startswith("refused: no results for suite")
