@@ -32,8 +32,8 @@ def aggregates(
     metrics: Sequence[str], spread: Iterable[str], fields: Iterable[str] = (), ratios: bool = False, every: bool = False
 ) -> str:
     """SQL that aggregates the rows of a cell: of each metric the mean; of those in `spread`, or of `every` one, standard deviation and
-    error; of those in `spread` the values by seed, too; the value of each of `fields` that all its trials share; with `ratios` what the newest
-    pass for speed found."""
+    error; of those in `spread` the values by seed, too; the value of each of `fields` that all its trials share; with `ratios` what the
+    newest pass for speed found."""
     primary, alone = "purpose = 'primary'", "status = 'finished' AND exclusive"
     finished = f"{primary} AND status = 'finished'"
     same = ("device", "levels", "baseline", "tuned", "margin")

@@ -113,16 +113,12 @@ def _read(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _write(store: Any, new: Bundle) -> None:
+def _write(store: Store, new: Bundle) -> None:
     for design in new.designs:
         store.write_design(design)
     for mark in new.marks:  # before what they speak of: a retracted record counts at no time
         store.write_mark(mark)
-    if hasattr(store, "write_trials"):
-        store.write_trials(new.trials)
-    else:
-        for record in new.trials:
-            store.write_trial(record)
+    store.write_trials(new.trials)
 
 
 def _is_of(record: TrialRecord | DesignRecord, suite: str | None, scale: str | None) -> bool:
