@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
+import mlflow
+import pytest
 from benchmarks import registry_scale, scale_records
 from registry_records import empty_store
 
@@ -13,7 +16,15 @@ from registry import Leaderboard, query
 FEW = ["--trials", "130", "--times", "1", "--without-processes", "--without-mlflow"]
 
 
-def test_it_asks_ours_and_mlflow_the_same(home: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def elsewhere(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """MLflow's own functions know one store per process, which they also leave in the environment."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    yield
+    mlflow.set_tracking_uri(None)
+
+
+def test_it_asks_ours_and_mlflow_the_same(home: Path, tmp_path: Path, elsewhere: None) -> None:
     store = empty_store(home)
     output = tmp_path / "found.json"
     registry_scale.main([*FEW, "--home", str(home), "-o", str(output)])

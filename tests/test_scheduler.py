@@ -72,7 +72,7 @@ def test_ray_trains_everything_quietly(
         home=home,
         open_store=lambda: store,
         workers_per_device=1,
-        timeout=1.0,
+        timeout=5.0,
         on_event=events.append,
         trainer="fake_training:train",
     )

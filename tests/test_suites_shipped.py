@@ -13,7 +13,7 @@ import pytest
 from ablate import design, suite
 from ablate._suite_arms import MATCH_TOLERANCE
 from ablate._yaml import read
-from ablate.plan import _Identities
+from ablate.plan import Identities
 from ablate.presets import SCALES
 from ablate.recipe import Recipe
 from ablate.variants import load_factors
@@ -76,14 +76,14 @@ def test_the_schema_takes_it(name: str, schema: jsonschema.Draft202012Validator)
 
 
 @pytest.fixture(scope="module")
-def identify(tmp_path_factory: pytest.TempPathFactory) -> _Identities:
+def identify(tmp_path_factory: pytest.TempPathFactory) -> Identities:
     """What a plan asks of each recipe: hashed corpora, parsed code, shapes on the meta device."""
-    return _Identities(tmp_path_factory.mktemp("cache"))
+    return Identities(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.mark.parametrize("scale", ["nano", "124m"])
 @pytest.mark.parametrize("name", SHIPPED)
-def test_it_plans_at_a_laptops_scale_and_at_gpt2s(name: str, scale: str, text: dict, identify: _Identities) -> None:
+def test_it_plans_at_a_laptops_scale_and_at_gpt2s(name: str, scale: str, text: dict, identify: Identities) -> None:
     trials = recipes(name, scale, text)
     assert len({identify(trial.recipe).trial_id for trial in trials}) == len(trials)
     tokens = [trial.recipe.tokens for trial in trials]
