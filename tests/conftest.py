@@ -31,6 +31,19 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+@pytest.fixture
+def ablate(capsys: pytest.CaptureFixture[str]):
+    """Run a command: its exit code, stdout and stderr."""
+
+    def call(*argv: str) -> tuple[int, str, str]:
+        from ablate.cli import main
+
+        code = main(list(argv))
+        return code, *capsys.readouterr()
+
+    return call
+
+
 @pytest.fixture(scope="session")
 def filled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The home of a finished suite `attention`, two cells with two seeds."""

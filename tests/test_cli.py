@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ablate.cli import commands, main
+from ablate.cli import commands
 from ablate.suite import shipped
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,17 +23,6 @@ SMALL = ["--set", "data.source=synthetic", "--set", "train.tokens=8192"]
 def left_in(home: Path) -> set[str]:
     """What lies in a home, but for the copy of the registry that is made for reading."""
     return {path.name for path in home.glob("*")} - {"mirror"}
-
-
-@pytest.fixture
-def ablate(capsys: pytest.CaptureFixture[str]):
-    """Run a command: its exit code, stdout and stderr."""
-
-    def call(*argv: str) -> tuple[int, str, str]:
-        code = main(list(argv))
-        return code, *capsys.readouterr()
-
-    return call
 
 
 @pytest.fixture

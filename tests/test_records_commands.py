@@ -11,7 +11,6 @@ import pytest
 from registry_records import as_api, cell_id, design, empty_store, record, retraction, trial_id, write_at_once
 
 from ablate import housekeeping
-from ablate.cli import main
 from ablate.status import StatusFile
 from registry import Leaderboard, Spool, query
 from registry.compare import compare, readable
@@ -31,15 +30,6 @@ def store(home: Path) -> Store:
     ]
     write_at_once(store, [design([MHA, GQA], 3), *runs])
     return store
-
-
-@pytest.fixture
-def ablate(capsys: pytest.CaptureFixture[str]):
-    def call(*argv: str) -> tuple[int, str, str]:
-        code = main(list(argv))
-        return code, *capsys.readouterr()
-
-    return call
 
 
 # Ids
