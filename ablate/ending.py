@@ -14,7 +14,8 @@ from typing import Any
 import psutil
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-SHUTDOWN_SECONDS = 3.0
+STOPPING_SECONDS = 3.0
+CLOSING_SECONDS = 60.0
 
 
 @contextmanager
@@ -35,21 +36,24 @@ def handle(handlers: Mapping[int, Any]) -> None:
 
 
 def end_ray(
-    ray_thread: threading.Thread, others: set[psutil.Process], *, interrupted: bool, started: Callable[[], bool]
+    ray_thread: threading.Thread, others: set[psutil.Process], *, started: threading.Event, closing: threading.Event
 ) -> None:
     """Have the Ray thread come to its end, and kill what is left of Ray. `others` are descendants that are not Ray's.
 
     `ray.shutdown` from here while `fit` runs there crashes the process. So an interrupted `fit` loses its workers, gets no more
-    rows, and returns. On a cluster the workers go when this process does.
+    rows, and returns. On a cluster the workers go when this process does. Once the thread is `closing`, in `ray.shutdown`, it is
+    let be: without its servers, which on a busy machine take seconds to say goodbye, Ray's core ends this process with status 1.
     """
     processes: set[psutil.Process] = set()
-    end = time.monotonic() + SHUTDOWN_SECONDS
-    while ray_thread.is_alive() and time.monotonic() < end:
+    began = time.monotonic()
+    while ray_thread.is_alive() and time.monotonic() - began < (
+        CLOSING_SECONDS if closing.is_set() else STOPPING_SECONDS
+    ):
         # listed again and again: when parents die, their children become somebody else's
         processes |= set(psutil.Process().children(recursive=True)) - others
-        _kill(process for process in processes if interrupted and _may_train(process))
+        _kill(process for process in processes if not closing.is_set() and _may_train(process))
         ray_thread.join(0.1)
-    if ray_thread.is_alive() and not started():
+    if ray_thread.is_alive() and not started.is_set():
         # `ray.init` waits minutes for a server that was killed, and lets no other thread of this process run meanwhile
         pids = [str(process.pid) for process in processes]
         subprocess.Popen(

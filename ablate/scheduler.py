@@ -8,6 +8,7 @@ records from the spool to the store, which may be slow or away. Tune's own state
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import queue
@@ -127,7 +128,7 @@ class _Run:
                 self._watch()
             finally:
                 self.rows.stop()
-                end_ray(ray_thread, others, interrupted=not self.ended.is_set(), started=self.started.is_set)
+                end_ray(ray_thread, others, started=self.started, closing=self.ended)
             while not self.answers.empty():
                 self._take(0)
         if self.failure is not None and not self.records and self.signal is None:
@@ -269,6 +270,7 @@ class _Run:
             self.failure = error
         finally:
             self.ended.set()
+            gc.collect()  # what refers to objects of Ray's must not be collected, by whatever thread, while Ray shuts down
             ray.shutdown()
 
     def _start(self) -> tuple[int, Place]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -175,32 +177,37 @@ def own_leases(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
+def ablate(*argv: str) -> tuple[int, str]:
+    """Run a command in a process of its own: its exit code and what it printed."""
+    done = subprocess.run([sys.executable, "-m", "ablate", *argv], capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_real_trial_reproduces_an_altered_one_does_not_and_the_board_shows_both(
-    home: Path, own_leases: None, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_real_trial_reproduces_an_altered_one_does_not_and_the_board_shows_both(home: Path, own_leases: None) -> None:
     """Through the commands: trained by `run`, trained again by `verify` with Ray, taken back by `retract`, and trained anew by `run`."""
     suite = ["quickstart", "--set", "data.source=synthetic", "--set", "train.tokens=20000", "--seeds", "2"]
     suite += ["--only", "attention=mha"]
-    assert main(["run", *suite]) == 0
+    code, said = ablate("run", *suite)
+    assert code == 0, said
     good, bad = query("SELECT trial_id, record_id FROM trials WHERE activation = 'gelu' ORDER BY seed").to_dict(
         "records"
     )
-    store = Store.open(home)
-    honest = store.trial(bad["record_id"])
+    honest = Store.open(home).trial(bad["record_id"])
     rewrite(home, replace(honest, metrics=honest.metrics | {"val_loss": honest.metrics["val_loss"] - 0.1}))
-    capsys.readouterr()
 
-    assert main(["verify", good["trial_id"][:8]]) == 0
-    assert f"reproduces: trial {good['trial_id']}" in capsys.readouterr().out
-    assert main(["verify", bad["trial_id"][:8]]) == 1
-    assert f"does not reproduce: trial {bad['trial_id']}" in capsys.readouterr().out
+    code, said = ablate("verify", good["trial_id"][:8])
+    assert (code, f"reproduces: trial {good['trial_id']}" in said) == (0, True), said
+    code, said = ablate("verify", bad["trial_id"][:8])
+    assert (code, f"does not reproduce: trial {bad['trial_id']}" in said) == (1, True), said
     board = Leaderboard().frame().set_index("activation")
     assert (board["verified"].to_dict()["gelu"], board["refuted"].to_dict()["gelu"]) == (1, 1)
 
-    assert main(["retract", bad["trial_id"], "--why", "altered by hand"]) == 0
+    code, said = ablate("retract", bad["trial_id"], "--why", "altered by hand")
+    assert code == 0, said
     assert Leaderboard().frame().set_index("activation")["n"].to_dict() == {"gelu": 1, "swiglu": 2}
-    assert main(["run", *suite]) == 0
+    code, said = ablate("run", *suite)
+    assert code == 0, said
     after = query("SELECT val_loss FROM trials WHERE counts AND activation = 'gelu' ORDER BY seed")
     assert after["val_loss"].tolist()[1] == honest.metrics["val_loss"]
