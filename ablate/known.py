@@ -38,22 +38,19 @@ class Speeds:
 
     @functools.cached_property
     def _ratios(self) -> dict[tuple[str, str], float]:
+        import pyarrow.compute as pc
+
         from registry import Store
         from registry.mirror import sync
         from registry.standing import unretracted
 
         place = environment.environment_id(environment.expected(workers=self.workers))
-        trials = unretracted(sync(Store.open(self.home, self.tracking_uri, create=False)))
-        names = ("environment_id", "purpose", "status", "exclusive", "finished_at", "trial_id", "recipe", "code_fingerprint",
-                 "context")  # fmt: skip
-        rows = [
-            dict(zip(names, row, strict=True))
-            for row in zip(*(trials[name].to_pylist() for name in names), strict=True)
-        ]
-        measured = [
-            row for row in rows
-            if (row["environment_id"], row["purpose"], row["status"]) == (place, "speed", "finished") and row["exclusive"]
-        ]  # fmt: skip
+        here = (pc.field("environment_id") == place) & (pc.field("purpose") == "speed")
+        measured = unretracted(
+            sync(Store.open(self.home, self.tracking_uri, create=False)),
+            ["finished_at", "trial_id", "recipe", "code_fingerprint", "context"],
+            here & (pc.field("status") == "finished") & pc.field("exclusive"),
+        ).to_pylist()
         kinds: dict[str, str] = {}
         for row in measured:
             if shape := _shape(row["recipe"]):
@@ -72,16 +69,15 @@ class Forecast:
     else they are from the rate of other shapes here, else from a guess."""
 
     def __init__(self, store: Store, environment_id: str, found: dict[str, Any]) -> None:
+        import pyarrow.compute as pc
+
         from registry.mirror import sync
         from registry.standing import unretracted
 
-        known = unretracted(sync(store))
-        columns = ("environment_id", "finished_at", "metrics.tokens_per_second", "metrics.flops_per_token", "recipe")
-        rows = [
-            row[1:] for row in zip(*(known[name].to_pylist() for name in columns), strict=True)
-            if row[0] == environment_id and row[2] and row[3]
-        ]  # fmt: skip
-        newest = sorted(rows, key=lambda row: row[0])[-1000:]
+        speed, flops = "metrics.tokens_per_second", "metrics.flops_per_token"
+        here = (pc.field("environment_id") == environment_id) & (pc.field(speed) > 0) & (pc.field(flops) > 0)
+        known = unretracted(sync(store), ["finished_at", speed, flops, "recipe"], here)
+        newest = sorted(map(tuple, map(dict.values, known.to_pylist())))[-1000:]
         self.rates = [speed * flops for _, speed, flops, _ in newest]
         self.by_shape = {shape: speed for _, speed, _, text in newest if (shape := _shape(text))}
         self.found = found
@@ -164,13 +160,16 @@ class Results:
     @functools.cached_property
     def _losses(self) -> dict[str, float]:
         """Of each trial that finished, as its first record has it: the one that leaderboards count."""
+        import pyarrow.compute as pc
+
         from registry.mirror import sync
         from registry.standing import unretracted
 
-        trials = unretracted(sync(self.store))
-        names = ("environment_id", "purpose", "status", "finished_at", "trial_id", "metrics.val_loss")
-        rows = zip(*(trials[name].to_pylist() for name in names), strict=True)
-        found = [row[3:] for row in rows if row[:3] == (self.place, "primary", "finished")]
+        here = (pc.field("environment_id") == self.place) & (pc.field("purpose") == "primary")
+        trials = unretracted(
+            sync(self.store), ["finished_at", "trial_id", "metrics.val_loss"], here & (pc.field("status") == "finished")
+        )
+        found = [tuple(row.values()) for row in trials.to_pylist()]
         found += [
             (r.finished_at, r.trial_id, r.metrics.get("val_loss")) for r in self.spooled if r.status == "finished"
         ]

@@ -79,7 +79,7 @@ def _noise(design: Design, made: Plan, home: Path) -> Noise | None:
     except ModuleNotFoundError:  # a machine that only trains may lack what queries need
         return None
     mirror = sync(Store.open(home, create=False))
-    if not mirror.trials.num_rows:
+    if not mirror.trials.count_rows():
         return None
     own = [row for row in made.cells if row.trial.levels == design.suite.baseline]
     row = (own or made.reported)[0]

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from ._grid import ANALYSED, PASS, Frame
 from ._summary import SIZES
@@ -33,7 +35,7 @@ def read(home: Path | None, tracking_uri: str | None, offline: bool) -> Mirror:
     """The mirror of the store. Raises `RegistryEmpty` where nothing was recorded."""
     store = Store.open(home or default_home(), tracking_uri, create=False)
     mirror = sync(store, offline=offline)
-    if not mirror.designs.num_rows:
+    if not mirror.designs.count_rows():
         raise RegistryEmpty(nothing_yet(store, offline=offline))
     return mirror
 
@@ -42,7 +44,9 @@ def newest(mirror: Mirror) -> dict[str, dict[str, DesignRecord]]:
     """The newest design that has results, by suite and scale."""
     with Sandbox(mirror) as sandbox:
         rows = sandbox.rows("SELECT DISTINCT suite, scale, design_id FROM designs WHERE latest ORDER BY suite, scale")
-    texts = dict(zip(mirror.designs["design_id"].to_pylist(), mirror.designs["design"].to_pylist(), strict=True))
+    own = pc.field("design_id").isin(pa.array([row["design_id"] for row in rows], pa.string()))
+    designs = mirror.designs.to_table(columns=["design_id", "design"], filter=own)
+    texts = dict(zip(designs["design_id"].to_pylist(), designs["design"].to_pylist(), strict=True))
     found: dict[str, dict[str, DesignRecord]] = {}
     for row in rows:
         found.setdefault(row["suite"], {})[row["scale"]] = DesignRecord.from_json(texts[row["design_id"]])

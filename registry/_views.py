@@ -67,11 +67,11 @@ def schema(home: Path | None = None, tracking_uri: str | None = None, offline: b
     Settings of recipes are columns once a trial has them; `cells` has columns once there are results.
     """
     mirror = sync(Store.open(home or default_home(), tracking_uri, create=False), offline=offline)
-    recorded = {name: column for column, name in column_names(mirror.trials.column_names).items()}
+    recorded = {name: column for column, name in column_names(mirror.trials.schema.names).items()}
     curves = pa.table({"record_id": pa.array([], pa.string()), "metric": pa.array([], pa.string()), "step": pa.array([], pa.int64()),
                        "tokens": pa.array([], pa.float64()), "value": pa.array([], pa.float64())})  # fmt: skip
     tables = {"curves": curves}
-    if mirror.trials.num_rows and mirror.designs.num_rows:
+    if mirror.trials.count_rows() and mirror.designs.count_rows():
         tables["cells"] = cells_view(Leaderboard(home, tracking_uri, offline), mirror)
     rows = []
     with Sandbox(mirror, **tables) as sandbox:

@@ -20,7 +20,7 @@ from ._verdicts import PASSED, copy_to, with_pareto, with_verdicts
 from .home import home as default_home
 from .mirror import Mirror, nothing_yet, sync
 from .record import ALONE, METRICS
-from .sql import QueryError, Sandbox, column_names, of_suite
+from .sql import QueryError, Sandbox, column_names
 from .store import Store
 
 __all__ = ["SAME_TEXT", "Leaderboard", "QueryError", "RegistryEmpty", "query"]
@@ -257,19 +257,19 @@ class Leaderboard:
     def _mirror(self) -> Mirror:
         store = Store.open(self.home or default_home(), self.tracking_uri, create=False)
         mirror = sync(store, offline=self.offline)
-        if not mirror.trials.num_rows:
+        if not mirror.trials.count_rows():
             raise RegistryEmpty(nothing_yet(store, offline=self.offline))
         return mirror
 
     def _narrow(self, mirror: Mirror) -> Mirror:
-        return mirror if self._suite is None else of_suite(mirror, self._suite)
+        return mirror if self._suite is None else mirror.of_suite(self._suite)
 
     def _explain_empty(self, sandbox: Sandbox, mirror: Mirror, whole: list[dict[str, Any]]) -> None:
-        suites = sorted(set(mirror.designs["suite"].to_pylist()))
+        boards = _scales(mirror)
+        suites = sorted({suite for suite, _ in boards})
         if self._suite is not None and self._suite not in suites:
             raise RegistryEmpty(_nothing("for suite", self._suite, "for", suites))
-        scales = sorted({d for s, d in zip(mirror.designs["suite"].to_pylist(), mirror.designs["scale"].to_pylist(), strict=True)
-                         if self._suite in (None, s)})  # fmt: skip
+        scales = sorted({scale for suite, scale in boards if self._suite in (None, suite)})
         if self._scale is not None and self._scale not in scales:
             raise RegistryEmpty(_nothing("at scale", self._scale, "at", scales))
         devices = sorted({cell["device"] for cell in whole})
@@ -278,10 +278,9 @@ class Leaderboard:
         if whole and not any(text in one.lower() for one in devices) and not any(one.startswith(text) for one in ids):
             raise RegistryEmpty(_nothing("on hardware", self._hardware or "", "on", devices))
         asked = [
-            {"suite": s, "scale": d}
-            for s, d in zip(mirror.designs["suite"].to_pylist(), mirror.designs["scale"].to_pylist(), strict=True)
-            if self._suite in (None, s) and self._scale in (None, d)
-        ]
+            {"suite": suite, "scale": scale}
+            for suite, scale in boards if self._suite in (None, suite) and self._scale in (None, scale)
+        ]  # fmt: skip
         if not whole and (left := self._retracted(sandbox, mirror, asked)):
             raise RegistryEmpty(
                 f'nothing stands: {left} records were retracted; `ablate query "SELECT * FROM marks"` says why'
@@ -356,15 +355,21 @@ def cells_view(board: Leaderboard, mirror: Mirror) -> pa.Table:
     return pa.Table.from_pandas(frame.astype(types), preserve_index=False).replace_schema_metadata(None)
 
 
+def _scales(mirror: Mirror) -> list[tuple[str, str]]:
+    """Suite and scale of each design."""
+    found = mirror.designs.to_table(columns=["suite", "scale"])
+    return list(zip(found["suite"].to_pylist(), found["scale"].to_pylist(), strict=True))
+
+
 def _metrics(mirror: Mirror) -> list[str]:
-    names = column_names(mirror.trials.column_names)
+    names = column_names(mirror.trials.schema.names)
     return [name for column, name in names.items() if column.startswith("metrics.")]
 
 
 def _fields(mirror: Mirror) -> set[str]:
     """The columns of trials that are no aggregates of a board."""
     fixed = {*CELL, *METRICS, "device", "exclusive", "levels"}
-    return set(column_names(mirror.trials.column_names).values()) - fixed - set(_metrics(mirror))
+    return set(column_names(mirror.trials.schema.names).values()) - fixed - set(_metrics(mirror))
 
 
 def _fields_of(cells: list[dict[str, Any]]) -> Iterable[str]:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from .mirror import TRIALS, Mirror
+from ._rows import TRIALS
+from .mirror import Mirror
 from .record import TrialRecord
 
 _IDS = {"trial": "trial_id", "record": "record_id", "cell": "cell_id"}
@@ -36,10 +37,11 @@ def unique(given: str, known: Iterable[str], what: str) -> str:
 def find(mirror: Mirror, given: str, kinds: tuple[str, ...] = ("trial", "record")) -> tuple[str, list[dict[str, Any]]]:
     """What of these kinds (`trial`, `record`, `cell`) `given` is the id of, or the first digits, and its rows of the mirror's table of
     trials, oldest first. Raises `LookupFailed`."""
-    columns = {kind: set(mirror.trials[_IDS[kind]].to_pylist()) for kind in kinds}
+    ids = mirror.trials.to_table(columns=[_IDS[kind] for kind in kinds])
+    columns = {kind: set(ids[_IDS[kind]].to_pylist()) for kind in kinds}
     chosen = unique(given, set().union(*columns.values()), " or ".join(kinds))
     kind = next(kind for kind in kinds if chosen in columns[kind])
-    rows = mirror.trials.filter(pc.field(_IDS[kind]) == chosen).to_pylist()
+    rows = mirror.trials.to_table(filter=pc.field(_IDS[kind]) == chosen).to_pylist()
     return kind, sorted(rows, key=lambda row: (row["finished_at"], row["record_id"]))
 
 

@@ -7,69 +7,84 @@ It can be thrown away at any time: what is missing, of another version or unread
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
 
-from .layout import Kind, flatten, load
+from ._derived import STANDING, Derived, derive
+from ._rows import DECLARED, DESIGNS, MARKS, TRIALS, declared_rows, design_rows, mark_rows, trial_rows
+from .layout import Kind, load
 from .locks import FileLock
-from .record import METRICS, DesignRecord, MarkRecord, TrialRecord
+from .record import DesignRecord, MarkRecord, TrialRecord
 from .segments import Segments
 from .store import Store
 
-VERSION = "4"
+VERSION = "5"
 FULL_SYNC = timedelta(days=1)
 """How often a store that cannot list its run ids cheaply is read as a whole, which is how deletions there are
 noticed."""
 BATCH = 5000
 """Records that are turned into rows together, which bounds the memory that takes."""
 
-_TRIAL_TEXT = (
-    *("record_id", "trial_id", "cell_id", "environment_id", "purpose", "status", "cause", "suite", "scale"),
-    *(
-        "corpus_fingerprint",
-        "evaluation_fingerprint",
-        "text_fingerprint",
-        "code_fingerprint",
-        "git_revision",
-        "ablate_version",
-        "started_at",
-        "finished_at",
-        "step_mode",
-    ),
-)
-TRIALS = pa.schema(
-    [("run_id", pa.string()), *((name, pa.string()) for name in _TRIAL_TEXT)]
-    + [("seed", pa.int64()), ("exclusive", pa.bool_()), ("git_dirty", pa.bool_()), ("device", pa.string())]
-    + [(name, pa.string()) for name in ("recipe", "environment", "context")]
-    + [(f"metrics.{name}", pa.float64()) for name in METRICS]
-)
-DESIGNS = pa.schema([(name, pa.string()) for name in ("run_id", "design_id", "suite", "scale", "created_at", "design")])
-MARKS = pa.schema(
-    [
-        (name, pa.string())
-        for name in ("run_id", "mark_id", "kind", "record_id", "trial_id", "why", "author", "created_at", "mark")
-    ]
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Mirror:
-    """The copy's tables, one row per record, and the (run id, reason) of runs left out as damaged.
+    """The copy's tables, of which is read what is asked for, and the (run id, reason) of runs left out as damaged.
 
-    `trials` has the columns of `TRIALS`, and for each setting found in a recipe `recipe.<path>` and for each variant
-    chosen `options.<path>`; `designs` has those of `DESIGNS`, `marks` those of `MARKS`.
+    `trials`, one row per record, has the columns of `TRIALS`, and for each setting found in a recipe `recipe.<path>` and for each
+    variant chosen `options.<path>`; `designs` has those of `DESIGNS`, `declared`, one row per design and reported trial, those of
+    `DECLARED`, `marks` those of `MARKS`. `derived` follows from them.
     """
 
-    trials: pa.Table
-    designs: pa.Table
+    trials: ds.Dataset
+    designs: ds.Dataset
+    declared: ds.Dataset
+    marks: pa.Table
+    derived: Derived
     damaged: list[tuple[str, str]]
-    marks: pa.Table = field(default_factory=MARKS.empty_table)
+
+    @classmethod
+    def of(
+        cls,
+        trials: dict[str, TrialRecord],
+        designs: dict[str, DesignRecord] | None = None,
+        marks: dict[str, MarkRecord] | None = None,
+    ) -> Mirror:
+        """The mirror of a store with these records, by run id, in memory."""
+        tables = {
+            "trials": trial_rows(trials),
+            "designs": design_rows(designs or {}),
+            "declared": declared_rows(designs or {}),
+        }
+        data, marked = {name: ds.dataset(table) for name, table in tables.items()}, mark_rows(marks or {})
+        return cls(**data, marks=marked, derived=derive(data["trials"], data["declared"], marked), damaged=[])
+
+    @property
+    def standing(self) -> pa.Table:
+        """What there is to say of records; see `STANDING`."""
+        return self.derived.standing
+
+    def having(self, condition: pc.Expression) -> Mirror:
+        """The mirror of a store that only has the trials for whose rows `condition` holds."""
+        trials = self.trials.filter(condition)
+        return replace(self, trials=trials, derived=derive(trials, self.declared, self.marks))
+
+    def of_suite(self, suite: str) -> Mirror:
+        """What belongs to the designs of one suite: the same answers about it from a fraction of the rows."""
+        own = pc.field("suite") == suite
+        recorded = pc.field("suite").isin(pa.array(self.derived.sources.get(suite, []), pa.string()))
+        return replace(
+            self,
+            trials=self.trials.filter(recorded),
+            designs=self.designs.filter(own),
+            declared=self.declared.filter(own),
+        )
 
 
 def sync(store: Store, *, offline: bool = False, resync: bool = False) -> Mirror:
@@ -86,7 +101,9 @@ def sync(store: Store, *, offline: bool = False, resync: bool = False) -> Mirror
         if found is None or not _unchanged(store, found):
             found = found or Segments(folder, VERSION)
             state, old = store.state(), found.described()
-            damaged = [run for kind in _TABLES for run in _update(store, kind, found)]
+            damaged = [run for kind in _TYPES for run in _update(store, kind, found)]
+            if found.described() != old:
+                _derive(found)
             found.facts = found.facts | {"state": state, "damaged": damaged}
             if found.described() != old:
                 found.commit()
@@ -101,11 +118,11 @@ def nothing_yet(store: Store, *, offline: bool = False) -> str:
 
 
 def _loaded(found: Segments) -> Mirror:
-    tables = {}
-    for kind, (schema, _, _) in _TABLES.items():
-        name = f"{kind}s"
-        tables[name] = found.read(name) if name in found.tables else schema.empty_table()
-    return Mirror(**tables, damaged=[(run_id, reason) for run_id, reason in found.facts.get("damaged", ())])
+    data = {name: found.dataset(name, schema) for name, (schema, _) in _TABLES.items()}
+    small = {name: data.pop(name).to_table() for name in ("marks", "standing")}
+    derived = Derived(small["standing"], found.facts.get("latest", []), found.facts.get("sources", {}))
+    damaged = [(run_id, reason) for run_id, reason in found.facts.get("damaged", ())]
+    return Mirror(**data, marks=small["marks"], derived=derived, damaged=damaged)
 
 
 def _unchanged(store: Store, found: Segments) -> bool:
@@ -115,81 +132,54 @@ def _unchanged(store: Store, found: Segments) -> bool:
 
 def _update(store: Store, kind: Kind, found: Segments) -> list[tuple[str, str]]:
     """Take over what is new of one kind, and drop what is gone; returns what is damaged."""
-    schema, record_type, row_of = _TABLES[kind]
+    record_type, tables = _TYPES[kind], [name for name, (_, of) in _TABLES.items() if of == kind]
     name, key, now = f"{kind}s", record_type.KEY, datetime.now(UTC)
-    old = found.read(name, ["run_id", key]) if name in found.tables else schema.empty_table()
+    old = found.dataset(name, _TABLES[name][0]).to_table(columns=["run_id", key])
     known = dict(zip(old["run_id"].to_pylist(), old[key].to_pylist(), strict=True))
     synced = found.facts.get(f"full_sync {kind}")
     last_full = datetime.fromisoformat(synced) if synced else None
     recent = store.path is None and last_full is not None and timedelta(0) <= now - last_full < FULL_SYNC
     changes = store.changes(kind, set(known), last_full if recent else None)
     gone = set() if changes.present is None else known.keys() - changes.present
-    if gone:
-        found.drop(name, "run_id", gone, [key])
+    for table in tables if gone else ():
+        found.drop(table, "run_id", gone)
     there = {record_id for run_id, record_id in known.items() if run_id not in gone}
-    damaged, made, runs = [], [], iter(changes.new)
+    damaged, runs = [], iter(changes.new)
+    made: dict[str, list[pa.Table]] = {table: [] for table in tables}
     while some := list(islice(runs, BATCH)):
         loaded = load(some, record_type)
         damaged += loaded.damaged
         records = {run_id: one for run_id, one in loaded.records.items() if getattr(one, key) not in there}
         there.update(getattr(one, key) for one in records.values())
-        made.append(_table([row_of(run_id, record) for run_id, record in records.items()], schema))
-    if any(part.num_rows for part in made):
-        found.append(name, made, [key])
+        for table in tables:
+            made[table].append(_ROWS[table](records))
+    for table, parts in made.items():
+        found.append(table, parts, [column for column in _SORTED if column in _TABLES[table][0].names])
     if not recent:
         found.facts = found.facts | ({f"full_sync {kind}": now.isoformat()} if store.path is None else {})
     return damaged
 
 
-def _trial_row(run_id: str, record: TrialRecord) -> dict[str, Any]:
-    row = {"run_id": run_id, **{name: getattr(record, name) for name in _TRIAL_TEXT}}
-    row |= {name: getattr(record, name) for name in ("seed", "exclusive", "git_dirty")}
-    row["device"] = str(record.environment.get("device", ""))
-    row |= {name: json.dumps(getattr(record, name), sort_keys=True) for name in ("recipe", "environment", "context")}
-    row |= {f"metrics.{name}": float(value) for name, value in record.metrics.items()}
-    for path, value, options in flatten(record.recipe):
-        row[f"recipe.{path}"] = json.dumps(value, sort_keys=True) if isinstance(value, (list, dict)) else value
-        if options is not None:
-            row[f"options.{path}"] = json.dumps(options, sort_keys=True)
-    return row
+def _derive(found: Segments) -> None:
+    """Work out what follows from the tables."""
+    data = {name: found.dataset(name, schema) for name, (schema, _) in _TABLES.items()}
+    derived = derive(data["trials"], data["declared"], data["marks"].to_table())
+    if derived.standing != data["standing"].to_table():
+        found.put("standing", derived.standing)
+    found.facts = found.facts | {"latest": derived.latest, "sources": derived.sources}
 
 
-def _design_row(run_id: str, record: DesignRecord) -> dict[str, Any]:
-    row = {name: getattr(record, name) for name in ("design_id", "suite", "scale", "created_at")}
-    return {"run_id": run_id, **row, "design": record.to_json()}
-
-
-def _mark_row(run_id: str, mark: MarkRecord) -> dict[str, Any]:
-    row = {name: getattr(mark, name) for name in MARKS.names[1:-1]}
-    return {"run_id": run_id, **row, "mark": mark.to_json()}
-
-
-_TABLES: dict[Kind, tuple[pa.Schema, Any, Callable[[str, Any], dict[str, Any]]]] = {
-    "trial": (TRIALS, TrialRecord, _trial_row),
-    "design": (DESIGNS, DesignRecord, _design_row),
-    "mark": (MARKS, MarkRecord, _mark_row),
+_TABLES: dict[str, tuple[pa.Schema, Kind | None]] = {
+    "trials": (TRIALS, "trial"),
+    "designs": (DESIGNS, "design"),
+    "declared": (DECLARED, "design"),
+    "marks": (MARKS, "mark"),
+    "standing": (STANDING, None),
 }
-"""Of each kind of record its table's schema, its type and how it becomes a row."""
-
-
-def _table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
-    names = dict.fromkeys([*schema.names, *(name for row in rows for name in row)])
-    columns = {}
-    for name in names:
-        values = [row.get(name) for row in rows]
-        kind = schema.field(name).type if name in schema.names else _type_of(values)
-        if kind == pa.string():
-            values = [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
-        columns[name] = pa.array(values, kind)
-    return pa.table(columns)
-
-
-def _type_of(values: Iterable[Any]) -> pa.DataType:
-    kinds = {type(value) for value in values if value is not None}
-    if not kinds:
-        return pa.null()
-    if kinds == {bool}:
-        return pa.bool_()
-    if kinds == {int}:
-        return pa.int64()
-    return pa.float64() if kinds <= {int, float} else pa.string()
+"""The schema of each table, and the kind of record that its rows are of."""
+_TYPES: dict[Kind, Any] = {"trial": TrialRecord, "design": DesignRecord, "mark": MarkRecord}
+_ROWS: dict[str, Callable[[dict[str, Any]], pa.Table]] = {
+    "trials": trial_rows, "designs": design_rows, "declared": declared_rows, "marks": mark_rows
+}  # fmt: skip
+_SORTED = ("suite", "scale", "design_id", "trial_id", "record_id")
+"""What a file's rows are sorted by: a board reads those of a suite."""

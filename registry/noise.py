@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -112,8 +112,7 @@ def noise_floor(
 
 def _bad(mirror: Mirror) -> list[str]:
     """The trials that any design has as known-bad controls."""
-    designs = (json.loads(text) for text in mirror.designs["design"].to_pylist())
-    return [trial["trial_id"] for made in designs for trial in made["trials"] if trial.get("control") == "bad"]
+    return mirror.declared.to_table(columns=["trial_id"], filter=pc.field("control") == "bad")["trial_id"].to_pylist()
 
 
 def _of(rows: Any, metric: str, logarithm: bool, like: str) -> Noise | None:

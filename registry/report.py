@@ -11,6 +11,7 @@ from typing import Literal, get_args
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from . import _escape, _pages
 from . import _report_checks as checks
@@ -231,8 +232,8 @@ def report(
     found = effects(suite, scale, home=home, tracking_uri=tracking_uri, offline=offline, environment_id=environment_id)
     place = home or default_home(), tracking_uri
     mirror = sync(Store.open(*place, create=False), offline=True)  # analysing has brought it up to date
-    designs = zip(*(mirror.designs[column].to_pylist() for column in ("suite", "scale")), strict=True)
-    several = len({at for name, at in designs if name == suite}) > 1
+    designs = mirror.of_suite(suite).designs.to_table(columns=["scale"])
+    several = len(set(designs["scale"].to_pylist())) > 1
     others = scales(suite, home=home, tracking_uri=tracking_uri, offline=True) if several else []
     others = [name for name in others if name != found.design.scale][:MOST_SCALES]
     elsewhere = [effects(suite, name, home=home, tracking_uri=tracking_uri, offline=True) for name in others]
@@ -279,11 +280,12 @@ def _tuning_losses(mirror: Mirror, found: Effects) -> figures.Losses:
         for trial_id in ids
     }  # fmt: skip
     losses: dict[str, dict[float, list[float]]] = {}
-    trials = unretracted(mirror)
-    known = [trial_id in searching for trial_id in trials["trial_id"].to_pylist()] if searching else []
-    for record in trials.filter(pa.array(known, pa.bool_())).to_pylist() if searching else ():
+    settings = {f"recipe.{one['field']}" for one in tuning.values()} & set(mirror.trials.schema.names)
+    finished = (pc.field("purpose") == "primary") & (pc.field("status") == "finished")
+    those = finished & pc.field("trial_id").isin(pa.array(searching, pa.string()))
+    for record in unretracted(mirror, ["trial_id", "metrics.val_loss", *sorted(settings)], those).to_pylist():
         arm = searching[record["trial_id"]]
         value = values.get(record["trial_id"], record.get(f"recipe.{tuning[arm]['field']}"))
-        if record["purpose"] == "primary" and record["status"] == "finished" and value is not None:
+        if value is not None:
             losses.setdefault(arm, {}).setdefault(float(value), []).append(record["metrics.val_loss"])
     return losses

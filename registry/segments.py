@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from .locks import write_whole
@@ -100,15 +101,27 @@ class Segments:
                 path.unlink(missing_ok=True)
         self._old = []
 
-    def read(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        """A table, or some of its columns."""
+    def dataset(self, name: str, least: pa.Schema) -> ds.Dataset:
+        """A table, which has the columns of `least` whether there are rows or not. Of its files, mapped into memory now, what is asked
+        for is read when it is asked for, also by who may open no file then."""
         table = self.tables.get(name, Table())
-        schema = table.schema if columns is None else pa.schema([table.schema.field(column) for column in columns])
-        parts = [_read(self.folder / file.name, schema) for file in table.files]
-        return pa.concat_tables(parts) if parts else schema.empty_table()
+        fields = {field.name: field for field in least} | {field.name: field for field in table.schema}
+        if not table.files:
+            return ds.dataset(pa.schema(list(fields.values())).empty_table())
+        form = ds.ParquetFileFormat()
+        parts = [form.make_fragment(pa.memory_map(str(self.folder / file.name)).read_buffer()) for file in table.files]
+        return ds.FileSystemDataset(parts, pa.schema(list(fields.values())), form)
+
+    def put(self, name: str, rows: pa.Table) -> None:
+        """Let a table consist of these rows."""
+        table = self.tables.setdefault(name, Table())
+        table.columns = {field.name: str(field.type) for field in rows.schema}
+        self._replace(table, [], [rows], [])
 
     def append(self, name: str, new: list[pa.Table], sort: list[str]) -> None:
         """Add rows, sorted by the columns `sort` within each file. A column takes the widest type that it ever had."""
+        if not any(part.num_rows for part in new):
+            return
         table = self.tables.setdefault(name, Table())
         old = table.schema
         wide = dict(table.columns)
@@ -116,14 +129,14 @@ class Segments:
             wide[one.name] = _wider(wide.get(one.name, "null"), str(one.type))
         kept, parts = table.files, [part for part in new if part.num_rows]
         if any(kind not in ("null", wide[column]) for column, kind in table.columns.items()):
-            kept, parts = [], [self.read(name), *parts]
+            kept, parts = [], [*(_read(self.folder / file.name, old) for file in kept), *parts]
         while kept and parts and kept[-1].rows <= MERGE * sum(part.num_rows for part in parts):
             kept, parts = kept[:-1], [_read(self.folder / kept[-1].name, old), *parts]
         table.columns = wide
         self._replace(table, kept, parts, sort)
 
-    def drop(self, name: str, column: str, values: set[str], sort: list[str]) -> None:
-        """Remove the rows that have one of `values`, from the files that hold any."""
+    def drop(self, name: str, column: str, values: set[str]) -> None:
+        """Remove the rows that have one of `values`, from the files that hold any; the others keep their order."""
         table = self.tables[name]
         kept, left = [], []
         for file in table.files:
@@ -134,7 +147,7 @@ class Segments:
             else:
                 left.append(part.filter(pa.array(stays, pa.bool_())))
         if len(kept) < len(table.files):
-            self._replace(table, kept, left, sort)
+            self._replace(table, kept, left, [])
 
     def _replace(self, table: Table, kept: list[File], parts: list[pa.Table], sort: list[str]) -> None:
         """Let a table consist of the files `kept` and one of `parts`."""
@@ -142,8 +155,10 @@ class Segments:
         table.files = list(kept)
         parts = [_shaped(part, table.schema) for part in parts if part.num_rows]
         if parts:
-            whole = pa.concat_tables(parts).sort_by([(column, "ascending") for column in sort])
-            table.files.append(self._write(whole))
+            whole = pa.concat_tables(parts)
+            table.files.append(
+                self._write(whole.sort_by([(column, "ascending") for column in sort]) if sort else whole)
+            )
 
     def _write(self, rows: pa.Table) -> File:
         self.folder.mkdir(parents=True, exist_ok=True)

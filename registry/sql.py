@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, Self
 
 import duckdb
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute
 
 from ._contained import FORKS, Refused, TooLong, TooMuch, contained
-from .mirror import TRIALS, Mirror
-from .record import DesignRecord, cell_label
-from .standing import standing, unretracted
+from ._rows import TRIALS
+from .mirror import Mirror
 
 TIME_LIMIT_S = 30.0
 MEMORY_LIMIT = "2GB"
@@ -37,21 +33,15 @@ _LOCKED = {
     "autoinstall_known_extensions": "false",
 }
 
-_COUNTS = """
-purpose = 'primary' AND reason IS NULL AND row_number() OVER (
-    PARTITION BY trial_id, environment_id, purpose, reason IS NULL
-    ORDER BY CASE status WHEN 'finished' THEN 0 WHEN 'diverged' THEN 1 ELSE 2 END,
-        CASE WHEN status IN ('finished', 'diverged') THEN finished_at END, finished_at DESC, record_id
-) = 1
+_TRIALS = """
+    {selected}, purpose = 'primary' AND reason IS NULL AND NOT coalesce(replaced, false) AS counts, coalesce(reason, '') AS retracted,
+    coalesce(confirmed, 0) AS verified, coalesce(denied, 0) AS refuted
+    FROM _trials LEFT JOIN _standing ON record_id = "of"
 """
-
-
-DESIGNS_VIEW = pa.schema(
-    [(name, pa.string()) for name in ("suite", "scale", "design_id", "created_at")]
-    + [("latest", pa.bool_()), ("trial_id", pa.string()), ("cell_id", pa.string()), ("seed", pa.int64())]
-    + [(name, pa.string()) for name in ("kind", "control", "cell", "levels")]
-    + [("baseline", pa.bool_()), ("tuned", pa.bool_()), ("margin", pa.float64())]
-)
+_DESIGNS = """
+    suite, scale, design_id, created_at, design_id IN (SELECT id FROM _latest) AS latest, trial_id, cell_id, seed, kind, control, cell,
+    levels, baseline, tuned, margin FROM _declared
+"""
 
 
 class QueryError(ValueError):
@@ -166,21 +156,19 @@ class Sandbox:
 
     def _connect(self) -> duckdb.DuckDBPyConnection:
         mirror, connection = self._mirror, duckdb.connect(f":memory:{uuid.uuid4().hex}", config=dict(_LOCKED))
-        connection.register("_trials", mirror.trials)
-        names = column_names(mirror.trials.column_names)
+        names = column_names(mirror.trials.schema.names)
         selected = ", ".join(f'"{column}" AS "{name}"' for column, name in names.items())
-        connection.register("_standing", standing(mirror).rename_columns(["of", "reason", "confirmed", "denied"]))
-        connection.execute(f"""
-            CREATE VIEW trials AS SELECT {selected}, {_COUNTS} AS counts, coalesce(reason, '') AS retracted,
-                coalesce(confirmed, 0) AS verified, coalesce(denied, 0) AS refuted
-            FROM _trials LEFT JOIN _standing ON record_id = "of"
-        """)
         for name, table in {
-            "designs": exploded(mirror.designs, unretracted(mirror, ["trial_id", "purpose"])),
+            "_trials": mirror.trials,
+            "_standing": mirror.standing.rename_columns(["of", "reason", "confirmed", "denied", "replaced"]),
+            "_declared": mirror.declared,
+            "_latest": pa.table({"id": pa.array(mirror.derived.latest, pa.string())}),
             "marks": mirror.marks.drop_columns(["mark"]),
             **self._tables,
         }.items():
             connection.register(name, table)
+        connection.execute(f"CREATE VIEW trials AS SELECT {_TRIALS.format(selected=selected)}")
+        connection.execute(f"CREATE VIEW designs AS SELECT {_DESIGNS}")
         for setting in (
             "python_enable_replacements = false",
             f"memory_limit = '{MEMORY_LIMIT}'",
@@ -234,63 +222,6 @@ def column_names(columns: list[str]) -> dict[str, str]:
                 names[column] = name
     order = {column: place for place, column in enumerate(TRIALS.names)}
     return {column: names[column] for column in sorted(names, key=lambda column: order.get(column, len(order)))}
-
-
-def exploded(designs: pa.Table, trials: pa.Table) -> pa.Table:
-    """The view `designs`, of reported trials: those that only served to tune are in no design there. A design none of whose trials
-    was trained is not the latest while some of another's were; nor is one none of whose trials has a record while another has some."""
-    records = [DesignRecord.from_json(text) for text in designs["design"].to_pylist()]
-    ids, purposes = trials["trial_id"].to_pylist(), trials["purpose"].to_pylist()
-    known, trained = set(ids), {i for i, purpose in zip(ids, purposes, strict=True) if purpose == "primary"}
-    newest: dict[tuple[str, str], tuple[bool, bool, str, str]] = {}
-    for record in records:
-        key, own = (record.suite, record.scale), {trial["trial_id"] for trial in _reported(record)}
-        place = (not own.isdisjoint(trained), not own.isdisjoint(known), record.created_at, record.design_id)
-        newest[key] = max(newest.get(key, (False, False, "", "")), place)
-    tables = [_rows(record, newest[record.suite, record.scale][-1] == record.design_id) for record in records]
-    return pa.concat_tables([DESIGNS_VIEW.empty_table(), *tables])
-
-
-def _rows(design: DesignRecord, latest: bool) -> pa.Table:
-    """A row for each trial of a design."""
-    trials = _reported(design)
-    same = {"suite": design.suite, "scale": design.scale, "design_id": design.design_id, "created_at": design.created_at,
-            "latest": latest, "kind": design.kind, "margin": design.margin}  # fmt: skip
-    columns: dict[str, Sequence[Any]] = {name: [value] * len(trials) for name, value in same.items()}
-    columns |= {name: [trial[name] for trial in trials] for name in ("trial_id", "cell_id", "seed")}
-    columns["control"] = [trial.get("control", "") for trial in trials]
-    cells: dict[tuple[str, str], tuple[str, str, bool, bool]] = {}
-    for trial in trials:
-        key = trial["cell_id"], trial.get("control", "")
-        if key not in cells:
-            name = _control(trial) or cell_label(design, trial["levels"])
-            search = design.tuning.get(name) or design.tuning.get(trial["cell_id"]) or {}
-            cells[key] = (
-                name, json.dumps(trial["levels"], ensure_ascii=False), not key[1] and trial["levels"] == design.baseline,
-                not design.tuning or search.get("bracketed", False),
-            )  # fmt: skip
-    of_cells = list(zip(*(cells[key] for key in zip(columns["cell_id"], columns["control"], strict=True)), strict=True))
-    columns |= dict(zip(("cell", "levels", "baseline", "tuned"), of_cells or [()] * 4, strict=True))
-    return pa.table({field.name: pa.array(columns[field.name], field.type) for field in DESIGNS_VIEW})
-
-
-def of_suite(mirror: Mirror, suite: str) -> Mirror:
-    """What belongs to the designs of one suite: the same answers about it from a fraction of the rows."""
-    compute: Any = pyarrow.compute  # its functions are made at import, so that a type checker sees none
-
-    designs = mirror.designs.filter(compute.equal(mirror.designs["suite"], suite))
-    found = [json.loads(text)["trials"] for text in designs["design"].to_pylist()]
-    ids = pa.array([trial["trial_id"] for trials in found for trial in trials], pa.string())
-    return replace(mirror, designs=designs, trials=mirror.trials.filter(compute.is_in(mirror.trials["trial_id"], ids)))
-
-
-def _reported(design: DesignRecord) -> list[dict[str, Any]]:
-    return [trial for trial in design.trials if trial.get("stage") != "tune"]
-
-
-def _control(trial: dict[str, Any]) -> str:
-    """What to call the cell of a control; nothing for an ordinary trial."""
-    return {"aa": "A/A", "bad": trial.get("label", "known-bad")}.get(trial.get("control", ""), "")
 
 
 @contextmanager

@@ -10,7 +10,7 @@ both runs overlap, from the 10th percentile to the 90th: a machine that others l
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from .record import METRICS, REFUTED, REPRODUCES, TrialRecord
@@ -51,7 +51,7 @@ def claim(record: TrialRecord, mirror: Mirror) -> Claim:
     from .noise import ENOUGH, noise_floor
 
     # a record that is wrong must not widen its own limits
-    others = replace(mirror, trials=mirror.trials.filter(pc.field("record_id") != record.record_id))
+    others = mirror.having(pc.field("record_id") != record.record_id)
     metrics = {name: record.metrics[name] for name in (*SHARES, *_STEPS) if name in record.metrics}
     limits = {}
     for name, value in metrics.items():

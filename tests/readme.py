@@ -12,6 +12,7 @@ import statistics
 from pathlib import Path
 from unittest import mock
 
+from benchmarks import registry_scale
 from benchmarks.gpu import bench
 
 from ablate import render
@@ -71,6 +72,21 @@ def speed() -> str:
         )
         about = f"`{path.stem}`: {' '.join([found['about'], f'{where}.', *filter(None, [found.get('note')])])}\n"
         parts.append("\n".join(filter(None, [about, render.markdown(*bench.table(found)), left_out])))
+    return "\n".join(parts) or "No results are published yet.\n"
+
+
+def registry() -> str:
+    """A table of each published benchmark of the registry."""
+    parts = []
+    for path in sorted((MEASURED / "registry").glob("*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        loads = [row["load"] for row in found["rows"]]
+        about = (
+            f"{found['about']} {found['cpu']}, {found['cores']} cores (load {min(loads)} to {max(loads)} meanwhile), {found['date'][:10]}, "
+            f"revision {found['git_revision'][:7]}. Writing {found['written']:,} records took {found['write_seconds'] / 60:.0f} minutes; "
+            f"the mirror takes {found['mirror_mib']:.0f} MiB, making it {found['peak_memory_gib']:.1f} GiB of memory. Medians:\n"
+        )
+        parts.append(f"{about}\n{render.markdown(*registry_scale.table(found))}")
     return "\n".join(parts) or "No results are published yet.\n"
 
 
@@ -159,7 +175,7 @@ def generate(text: str) -> str:
     """`text` with its generated parts made anew."""
     makers = {
         "speed": speed, "suites": suites, "variants": variants, "fields": fields, "help": help, "published": published,
-        "reference": reference,
+        "reference": reference, "registry": registry,
     }  # fmt: skip
     return SECTION.sub(lambda found: found[1] + "\n" + makers[found[2]]() + "\n" + found[3], text)
 

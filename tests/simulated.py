@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from registry_records import design
 
-from registry import mirror
 from registry.mirror import Mirror
 from registry.record import DesignRecord, TrialRecord
 
@@ -67,9 +66,4 @@ def losses(
 
 def mirror_of(designs: Sequence[DesignRecord], records: Sequence[TrialRecord]) -> Mirror:
     """The mirror of a store with these, without the seconds that it takes to fill one."""
-    trials = [mirror._trial_row(record.record_id, record) for record in records]
-    return Mirror(
-        mirror._table(trials, mirror.TRIALS),
-        mirror._table([mirror._design_row(made.design_id, made) for made in designs], mirror.DESIGNS),
-        [],
-    )
+    return Mirror.of({one.record_id: one for one in records}, {made.design_id: made for made in designs})

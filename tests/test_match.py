@@ -229,7 +229,7 @@ def measured(recipes: dict[str, Recipe], ratios: dict[str, float], minute: int, 
             "code_fingerprint": code_fingerprint(selected(recipe)),
             "finished_at": f"2026-01-02T04:{minute:02d}:{number:02d}+00:00",
         }  # fmt: skip
-        found.append(mirror._trial_row("run", record({"model.attention": label}, minute, **(given | fields))))
+        found.append(record({"model.attention": label}, minute, **(given | fields)))
     return found
 
 
@@ -245,7 +245,7 @@ def test_speeds_are_those_of_the_newest_pass_here(home: Path, monkeypatch: pytes
         *measured(recipes, {"mha": 1.0, "gqa": 9.0}, 4, environment_id="elsewhere"),
         *measured(recipes, {"mha": 1.0, "mla": 9.0}, 5, code_fingerprint="older"),
     ]
-    found = mirror.Mirror(mirror._table(rows, mirror.TRIALS), mirror.DESIGNS.empty_table(), [])
+    found = mirror.Mirror.of({str(place): one for place, one in enumerate(rows)})
     monkeypatch.setattr(mirror, "sync", lambda store: found)
     speeds = Speeds(home)
     assert [speeds(recipes[label], baseline) for label in ("mha", "gqa", "mqa", "mla")] == [1.0, 1.2, 1.4, None]

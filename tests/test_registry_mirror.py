@@ -22,8 +22,12 @@ from registry.sqlite_read import FastReader
 from registry.store import Store
 
 
+def column(copy: Mirror, name: str) -> list[Any]:
+    return copy.trials.to_table(columns=[name])[name].to_pylist()
+
+
 def seeds(copy: Mirror) -> list[int]:
-    return sorted(copy.trials["seed"].to_pylist())
+    return sorted(column(copy, "seed"))
 
 
 def folder(home: Path) -> Path:
@@ -55,7 +59,7 @@ def test_only_new_records_are_fetched_and_deleted_ones_vanish(home: Path, monkey
     store._client.delete_run(runs[0])
     copy = sync(store)
     assert seeds(copy) == [1, 2, 3]
-    assert copy.designs.num_rows == 1
+    assert copy.designs.count_rows() == 1
     assert fetched == [[new], [], []]
     assert seeds(sync(store, offline=True)) == [1, 2, 3]
 
@@ -101,9 +105,9 @@ def test_a_mirror_that_cannot_be_used_is_made_again(
         monkeypatch.setattr(mirror, "VERSION", "next")
     else:
         DAMAGES[damage](file, folder(home) / "manifest.json")
-    assert sync(store, offline=True).trials.num_rows == 0
+    assert sync(store, offline=True).trials.count_rows() == 0
     made = sync(store)
-    assert (seeds(made), made.designs.num_rows, made.marks.num_rows) == ([0], 1, 1)
+    assert (seeds(made), made.designs.count_rows(), made.marks.num_rows) == ([0], 1, 1)
     assert seeds(sync(store, offline=True)) == [0]
 
 
@@ -168,7 +172,7 @@ def test_the_state_of_a_database_changes_with_every_transaction(home: Path) -> N
 
 def _follow(home: Path, count: int) -> None:
     store = Store.open(home)
-    while sync(store).trials.num_rows < count:
+    while sync(store).trials.count_rows() < count:
         pass
 
 
@@ -194,9 +198,9 @@ def test_settings_of_other_types_and_other_recipes_share_a_table(home: Path) -> 
         store.write_trial(record(seed=seed, recipe=recipe() | {"depth": value, f"only_{seed}": seed}))
         sync(store)
     copy = sync(store)
-    found = dict(zip(copy.trials["seed"].to_pylist(), copy.trials["recipe.depth"].to_pylist(), strict=True))
+    found = dict(zip(column(copy, "seed"), column(copy, "recipe.depth"), strict=True))
     assert [found[seed] for seed in (1, 2, 4, 5)] == ["2.5", "auto", None, "[1, 2]"]
-    assert copy.trials["recipe.only_3"].to_pylist().count(3) == 1
+    assert column(copy, "recipe.only_3").count(3) == 1
 
 
 def test_records_are_one_row_each_however_often_they_are_stored(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from registry_records import design, empty_store, record, write_at_once
 
-from registry.mirror import MARKS, Mirror, sync
+from registry.mirror import Mirror, sync
 from registry.record import TrialRecord
 from registry.store import Store
 from registry.verification import SHARES, Claim, claim, frame, judge, plain, with_verdict
@@ -159,9 +159,7 @@ def test_a_record_that_is_wrong_does_not_widen_its_own_limits(store: Store) -> N
 
 
 def test_without_known_noise_a_share_of_the_value_is_the_limit(store: Store) -> None:
-    mirror = sync(store)
-    empty = Mirror(mirror.trials.slice(0, 0), mirror.designs, [], MARKS.empty_table())
-    found = claim(record(MHA, 0), empty)
+    found = claim(record(MHA, 0), Mirror.of({}))
     assert {name: one["limit"] for name, one in found.limits.items()} == pytest.approx(
         {"val_loss": 0.003, "tokens_per_second": 2000.0, "peak_memory_gib": 0.005}
     )

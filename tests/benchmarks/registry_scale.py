@@ -173,7 +173,7 @@ def main(argv: list[str] | None = None) -> None:
     })  # fmt: skip
     found.head |= {"written": built["records"], "write_seconds": built["seconds"]}
     first = timed(lambda: sync(store, resync=True))
-    records = sync(store).trials.num_rows
+    records = sync(store).trials.count_rows()
     suites = len({suite for suite, _, _ in scale_records.boards(built["trials"])})
     found.head |= {"records": records, "about": ABOUT.format(trials=built["trials"], suites=suites, records=records)}
     found.head["mirror_mib"] = sum(path.stat().st_size for path in (home / "mirror").rglob("*.parquet")) / 2**20
