@@ -10,12 +10,12 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import fake_tuning
-import pyarrow as pa
 import pytest
 import registry_records
 from hypothesis import given
@@ -26,8 +26,9 @@ from ablate._grid import Search, Tune, Value, magnitude, search
 from ablate.design import Design, Trial
 from ablate.suite import Suite, SuiteError, load_suite
 from ablate.tune import FIRST_SEED, next_stage, stages
+from registry.mirror import Mirror
 from registry.record import DesignRecord
-from registry.sql import exploded
+from registry.sql import Sandbox
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -316,11 +317,12 @@ def test_tuning_trials_are_on_no_board() -> None:
     ]
     tuned = registry_records.design([levels], trials=trials, created_at="2026-02-01T00:00:00+00:00")
     older = registry_records.design([levels], 1)
-    texts = pa.table({"design": [tuned.to_json(), older.to_json()]})
 
     def shown(*trained: str) -> list[tuple[str, bool]]:
-        known = pa.table({"trial_id": list(trained), "purpose": ["primary"] * len(trained)})
-        return [(row["trial_id"], row["latest"]) for row in exploded(texts, known).to_pylist()]
+        records = {one: replace(registry_records.record(levels), trial_id=one) for one in trained}
+        with Sandbox(Mirror.of(records, {"tuned": tuned, "older": older})) as sandbox:
+            rows = sandbox.rows("SELECT trial_id, latest FROM designs ORDER BY created_at DESC")
+        return [(row["trial_id"], row["latest"]) for row in rows]
 
     (own,) = (trial["trial_id"] for trial in older.trials)
     assert shown("t1", own) == [("r1", False), (own, True)], "while it is tuned, the older results stay"
