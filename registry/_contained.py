@@ -15,8 +15,9 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 FORKS = sys.platform == "linux"
@@ -36,18 +37,20 @@ class TooMuch(Exception):
     """It ended by itself: for want of memory, or of stack."""
 
 
-def contained(prepare: Callable[[], T], work: Callable[[T], bytes], *, seconds: float, memory: int) -> bytes:
-    """What `work(prepare())` returns.
+def contained(
+    prepare: Callable[[], T], work: Callable[[T], bytes], *, seconds: float, memory: int, forking: AbstractContextManager[Any]
+) -> bytes:  # fmt: skip
+    """What `work(prepare())` returns. `forking` is entered while the process is made.
 
     Both run in a forked process of at most `memory` bytes more than this one has; `work` can open no file and no socket there, and has
     all that it imports imported before. What either raises comes back as `Refused`.
     """
     reader, writer = os.pipe()
-    with warnings.catch_warnings():
+    with forking, warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads: no lock of theirs is taken here
         pid = os.fork()
-    if not pid:
-        _child(reader, writer, prepare, work, memory)
+        if not pid:
+            _child(reader, writer, prepare, work, memory)
     os.close(writer)
     try:
         answer = _read(reader, time.monotonic() + seconds)

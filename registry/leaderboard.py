@@ -30,8 +30,7 @@ _ENDS = ("failed", "verified", "refuted", "exclusive", "device", "environment_id
 _NEEDED = ("validation_bytes", "unigram_entropy", "loss_floor")
 _SPREAD = ("sd", "sem", "half_width")
 _BOARD = """
-    SELECT trials.* REPLACE (designs.suite AS suite, designs.scale AS scale), designs.kind, designs.control, designs.cell,
-        designs.levels, designs.baseline, designs.tuned, designs.margin
+    SELECT {columns}, designs.kind, designs.control, designs.cell, designs.levels, designs.baseline, designs.tuned, designs.margin
     FROM designs JOIN trials USING (trial_id)
     WHERE designs.latest AND (trials.counts OR trials.purpose = 'speed' AND trials.status = 'finished' AND trials.retracted = '')
     QUALIFY trials.counts OR row_number() OVER (
@@ -39,6 +38,14 @@ _BOARD = """
         ORDER BY exclusive DESC, trials.suite = designs.suite DESC, finished_at DESC, record_id
     ) = 1
 """
+
+
+_SUITE = "designs.suite AS suite, designs.scale AS scale"
+_ALL = f"trials.* REPLACE ({_SUITE})"
+_AGGREGATED = """
+    environment_id evaluation_fingerprint text_fingerprint cell_id seed purpose status exclusive device context finished_at verified refuted
+""".split()
+"""Columns of `trials` that `aggregates` reads beside metrics."""
 
 
 class RegistryEmpty(ValueError):
@@ -189,8 +196,11 @@ class Leaderboard:
         }  # fmt: skip
         return frame
 
-    def _board(self, filtered: bool = True) -> str:
-        """SQL of the records of the board, but for the user's own conditions."""
+    def _board(self, filtered: bool = True, columns: Iterable[str] | None = None) -> str:
+        """SQL of the records of the board, but for the user's own conditions, with these columns of `trials` beside those that tell
+        them apart: of all, planning takes longer than the answer."""
+        chosen = _ALL if columns is None else ", ".join([_SUITE, *(f'trials."{name}"' for name in columns)])
+        board = _BOARD.format(columns=chosen)
         conditions = [
             f"{name} = {_literal(value)}"
             for name, value in (("suite", self._suite), ("scale", self._scale))
@@ -203,7 +213,7 @@ class Leaderboard:
             conditions.append(f"finished_at >= {_literal(_day('since', self._since).isoformat())}")
         if filtered and self._until:
             conditions.append(f"finished_at < {_literal((_day('until', self._until) + timedelta(1)).isoformat())}")
-        return f"SELECT * FROM ({_BOARD}) WHERE {' AND '.join(conditions)}" if conditions else _BOARD
+        return f"SELECT * FROM ({board}) WHERE {' AND '.join(conditions)}" if conditions else board
 
     def _spread(self, metrics: list[str]) -> list[str]:
         """The metrics whose values by seed are wanted."""
@@ -226,9 +236,10 @@ class Leaderboard:
         fields = [name for name in dict.fromkeys((*self._columns, *self._group_by)) if name in _fields(board)]
         spread = self._spread(metrics)
         sql = aggregates(metrics, spread, fields, self._metric in PASSED, every), ", ".join(CELL)
-        whole = cells = sandbox.rows(self._board(filtered=False), (), sql)
+        needed = dict.fromkeys((*_AGGREGATED, *metrics, *fields))
+        whole = cells = sandbox.rows(self._board(filtered=False, columns=needed), (), sql)
         if whole and (self._where or self._board() != self._board(filtered=False)):
-            cells = sandbox.rows(self._board(), self._where, sql)
+            cells = sandbox.rows(self._board(columns=None if self._where else needed), self._where, sql)
         declared = sandbox.rows(
             "SELECT suite, scale, count(DISTINCT cell_id) AS n FROM designs WHERE latest AND control = '' GROUP BY ALL"
         )

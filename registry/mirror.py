@@ -6,11 +6,14 @@ It can be thrown away at any time: what is missing, of another version or unread
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -33,7 +36,7 @@ BATCH = 5000
 """Records that are turned into rows together, which bounds the memory that takes."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
 class Mirror:
     """The copy's tables, of which is read what is asked for, and the (run id, reason) of runs left out as damaged.
 
@@ -48,6 +51,7 @@ class Mirror:
     marks: pa.Table
     derived: Derived
     damaged: list[tuple[str, str]]
+    _suites: dict[str, Mirror] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def of(
@@ -77,14 +81,16 @@ class Mirror:
 
     def of_suite(self, suite: str) -> Mirror:
         """What belongs to the designs of one suite: the same answers about it from a fraction of the rows."""
-        own = pc.field("suite") == suite
-        recorded = pc.field("suite").isin(pa.array(self.derived.sources.get(suite, []), pa.string()))
-        return replace(
-            self,
-            trials=self.trials.filter(recorded),
-            designs=self.designs.filter(own),
-            declared=self.declared.filter(own),
-        )
+        if suite not in self._suites:
+            own = pc.field("suite") == suite
+            recorded = pc.field("suite").isin(pa.array(self.derived.sources.get(suite, []), pa.string()))
+            self._suites[suite] = replace(
+                self,
+                trials=self.trials.filter(recorded),
+                designs=self.designs.filter(own),
+                declared=self.declared.filter(own),
+            )
+        return self._suites[suite]
 
 
 def sync(store: Store, *, offline: bool = False, resync: bool = False) -> Mirror:
@@ -118,6 +124,13 @@ def nothing_yet(store: Store, *, offline: bool = False) -> str:
 
 
 def _loaded(found: Segments) -> Mirror:
+    return _mapped(found.folder, found.described())
+
+
+@functools.lru_cache(maxsize=2)
+def _mapped(folder: Path, state: str) -> Mirror:
+    """The mirror in one state of its files. It is kept, with what is known of the files and what it was asked through."""
+    found = Segments.of(folder, VERSION, json.loads(state))
     data = {name: found.dataset(name, schema) for name, (schema, _) in _TABLES.items()}
     small = {name: data.pop(name).to_table() for name in ("marks", "standing")}
     derived = Derived(small["standing"], found.facts.get("latest", []), found.facts.get("sources", {}))

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from .locks import write_whole
 
 MANIFEST = "manifest.json"
-ROW_GROUP = 8192
+ROW_GROUP = 4096
 """Rows that are read or skipped together, by what a filter says of the column that the rows are sorted by."""
 MERGE = 4
 """A file is merged into the one before it unless that one has more than so many times its rows."""
@@ -69,20 +69,26 @@ class Segments:
     @classmethod
     def open(cls, folder: Path, version: str) -> Segments | None:
         """What is in the folder; None if that is nothing, of another version, or damaged."""
-        found = cls(folder, version)
         try:
             text = (folder / MANIFEST).read_text(encoding="utf-8")
             crc, _, body = text.partition("\n")
             data = json.loads(body) if int(crc) == zlib.crc32(body.encode()) else {}
             if data.get("version") != version:
                 return None
-            for name, table in data["tables"].items():
-                found.tables[name] = Table(table["columns"], [File(**file) for file in table["files"]])
-            found.facts = data["facts"]
+            found = cls.of(folder, version, data)
             sound = all(_sound(folder / file.name, file) for table in found.tables.values() for file in table.files)
         except (OSError, ValueError, KeyError, TypeError, UnicodeDecodeError):
             return None
         return found if sound else None
+
+    @classmethod
+    def of(cls, folder: Path, version: str, data: dict[str, Any]) -> Segments:
+        """The state that was `described`."""
+        found = cls(folder, version)
+        for name, table in data["tables"].items():
+            found.tables[name] = Table(table["columns"], [File(**file) for file in table["files"]])
+        found.facts = data["facts"]
+        return found
 
     def described(self) -> str:
         """This state in JSON."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import uuid
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -44,6 +45,11 @@ _DESIGNS = """
 """
 
 
+_LOCK = threading.RLock()
+"""Held while a connection is used, and while a process is made that inherits one."""
+_kept: weakref.WeakKeyDictionary[Mirror, duckdb.DuckDBPyConnection] = weakref.WeakKeyDictionary()
+
+
 class QueryError(ValueError):
     """An SQL query or expression that cannot be answered; one line that names the word."""
 
@@ -63,15 +69,15 @@ class Sandbox:
 
     def __init__(self, mirror: Mirror, *, timeout: float | None = None, **tables: pa.Table | pd.DataFrame) -> None:
         self._mirror, self._tables, self._timeout = mirror, tables, timeout or TIME_LIMIT_S
-        self._opened: duckdb.DuckDBPyConnection | None = None
+        self._own: duckdb.DuckDBPyConnection | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self._opened is not None:
-            self._opened.close()
-            self._opened = None
+        if self._own is not None:
+            self._own.close()
+            self._own = None
 
     def query(self, sql: str) -> pd.DataFrame:
         """The answer to one `SELECT` (or `WITH ... SELECT`)."""
@@ -118,8 +124,8 @@ class Sandbox:
         return self._apart(ask) if conditions else self._here(ask)
 
     def _here(self, ask: Callable[[duckdb.DuckDBPyConnection], pa.Table], timeout: float | None = None) -> pa.Table:
-        self._opened = connection = self._opened or self._connect()
-        with _explained(self._timeout):
+        with _LOCK, _explained(self._timeout):
+            connection = self._connection()
             if timeout is None:  # our own SQL ends
                 return ask(connection)
             timer = threading.Timer(timeout, connection.interrupt)
@@ -144,8 +150,11 @@ class Sandbox:
                 writer.write_table(table)
             return out.getvalue().to_pybytes()
 
+        if not self._tables:
+            with _LOCK:
+                self._connection()  # made once, and inherited
         try:
-            answer = contained(self._connect, work, seconds=self._timeout, memory=MEMORY_BYTES)
+            answer = contained(self._connection, work, seconds=self._timeout, memory=MEMORY_BYTES, forking=_LOCK)
         except Refused as refused:
             raise QueryError(str(refused)) from None
         except TooLong:
@@ -153,6 +162,16 @@ class Sandbox:
         except TooMuch:
             raise QueryError(f"{_TOO_MUCH}, or is nested too deeply") from None
         return pa.ipc.open_stream(answer).read_all()
+
+    def _connection(self) -> duckdb.DuckDBPyConnection:
+        """One for each mirror, kept as long as that; with tables of its own one for this sandbox alone."""
+        if self._tables:
+            self._own = self._own or self._connect()
+            return self._own
+        found = _kept.get(self._mirror)
+        if found is None:
+            found = _kept[self._mirror] = self._connect()
+        return found
 
     def _connect(self) -> duckdb.DuckDBPyConnection:
         mirror, connection = self._mirror, duckdb.connect(f":memory:{uuid.uuid4().hex}", config=dict(_LOCKED))

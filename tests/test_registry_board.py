@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -193,3 +194,14 @@ def test_a_shell_completes_names(
     with pytest.raises(SystemExit):
         main([])
     assert expected in capsys.readouterr().out.split()
+
+
+def test_threads_ask_at_once(filled_folder: Path) -> None:
+    uri = f"sqlite:///{filled_folder / 'mlflow.db'}"
+
+    def ask(place: int) -> tuple[list[str], int]:
+        cells = Leaderboard(filled_folder, uri).suite("attention" if place % 2 else None).frame()["cell"].tolist()
+        return cells, int(query("SELECT count(*) AS n FROM trials WHERE counts", filled_folder, uri)["n"].iloc[0])
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(map(repr, pool.map(ask, range(32)))) == {repr((["mha", "gqa"], 4))}
