@@ -38,7 +38,9 @@ def cells(grid: Grid, trials: Frame, metrics: tuple[str, ...]) -> Frame:
     for name in SIZES:
         size = _first(trials, codes, name)
         frame[name] = math.nan if size is None else size.to_numpy(float)
-    return frame.assign(pareto=front(frame, metrics))
+    return frame.assign(
+        pareto=front({name: frame[name].to_numpy(float) for name in metrics}, (frame["control"] == "").to_numpy())
+    )
 
 
 def _means(y: Array, codes: Array, n_cells: int) -> Array:

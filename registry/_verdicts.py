@@ -8,7 +8,6 @@ from itertools import groupby
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from scipy.special import stdtrit
 
 from ._cells import Cell, by_seed, grouping, key_of
@@ -114,13 +113,14 @@ def with_pareto(cells: list[Cell], metric: str) -> None:
     names, group = (quality, *PASSED), grouping(cells, metric)
     for _, same in groupby(sorted(cells, key=group), group):
         rows = list(same)
-        table = pd.DataFrame(
-            [{name: cell[name] if name == quality or cell["exclusive"] else None for name in names} for cell in rows],
-            dtype=float,
-        ).assign(control=[cell["control"] for cell in rows])
-        known = all(table[name].notna().any() for name in names)
-        for cell, best in zip(rows, front(table, names) if known else [False] * len(rows), strict=True):
-            cell["pareto"] = bool(best)
+        means = {
+            name: np.array([cell[name] if name == quality or cell["exclusive"] else None for cell in rows], float)
+            for name in names
+        }
+        known = all(np.isfinite(values).any() for values in means.values())
+        best = front(means, np.array([cell["control"] == "" for cell in rows])) if known else [False] * len(rows)
+        for cell, on_it in zip(rows, best, strict=True):
+            cell["pareto"] = bool(on_it)
 
 
 def copy_to(cells: list[Cell], whole: list[Cell]) -> None:

@@ -48,6 +48,14 @@ _AGGREGATED = """
 """Columns of `trials` that `aggregates` reads beside metrics."""
 
 
+_DECLARED = """
+    SELECT suite, scale, count(DISTINCT cell_id) FILTER (control = '') AS cells, count(DISTINCT trial_id) AS trials,
+        count(DISTINCT trial_id) FILTER (trial_id NOT IN (SELECT trial_id FROM trials WHERE counts)) AS missing
+    FROM designs WHERE latest GROUP BY ALL
+"""
+Declared = dict[tuple[str, str], dict[str, Any]]
+
+
 class RegistryEmpty(ValueError):
     """There is nothing to show yet; the message says how to get something."""
 
@@ -142,7 +150,7 @@ class Leaderboard:
             return self._made(sandbox, board, mirror)
 
     def _made(self, sandbox: Sandbox, board: Mirror, mirror: Mirror) -> pd.DataFrame:
-        cells, factors = self._cells(sandbox, board, mirror)
+        cells, factors, declared = self._cells(sandbox, board, mirror)
         rows, notes = cells, [*notes_of.meaning(self._metric)]
         if self._group_by:
             self._check_groups(cells, factors)
@@ -164,7 +172,7 @@ class Leaderboard:
             notes.append(
                 f"{left} retracted record{'s are' if left > 1 else ' is'} left out (retracted in the view trials says why)"
             )
-        notes += self._missing(sandbox, rows) + self._cut(rows)
+        notes += self._missing(declared, rows) + self._cut(rows)
         notes += [f"left out, damaged: run {run_id} ({reason})" for run_id, reason in mirror.damaged]
         return self._shown(rows[: self._limit], factors, notes)
 
@@ -223,8 +231,9 @@ class Leaderboard:
 
     def _cells(
         self, sandbox: Sandbox, board: Mirror, mirror: Mirror, every: bool = False
-    ) -> tuple[list[dict[str, Any]], list[str]]:
-        """Rows, sorted and ranked, with the metrics that the board shows or `every` one; and the names of the factors' columns."""
+    ) -> tuple[list[dict[str, Any]], list[str], Declared]:
+        """Rows, sorted and ranked, with the metrics that the board shows or `every` one; the names of the factors' columns; and what
+        each suite and scale declares."""
         known = _metrics(board)
         if self._metric not in known:
             raise QueryError(f'no metric "{self._metric}"{near(self._metric, known)}')
@@ -240,12 +249,10 @@ class Leaderboard:
         whole = cells = sandbox.rows(self._board(filtered=False, columns=needed), (), sql)
         if whole and (self._where or self._board() != self._board(filtered=False)):
             cells = sandbox.rows(self._board(columns=None if self._where else needed), self._where, sql)
-        declared = sandbox.rows(
-            "SELECT suite, scale, count(DISTINCT cell_id) AS n FROM designs WHERE latest AND control = '' GROUP BY ALL"
-        )
+        declared = {(row["suite"], row["scale"]): row for row in sandbox.rows(_DECLARED)}
         if not cells:
             self._explain_empty(sandbox, mirror, whole)
-        with_verdicts(whole, self._metric, {(row["suite"], row["scale"]): row["n"] for row in declared})
+        with_verdicts(whole, self._metric, {board: row["cells"] for board, row in declared.items()})
         with_pareto(whole, self._metric)
         if cells is not whole:
             copy_to(cells, whole)
@@ -255,7 +262,7 @@ class Leaderboard:
             for name in fields:
                 value = cell[FIELD + name] if cell[DISTINCT + name] == 1 else None
                 cell.setdefault(name, value)
-        return ordered(cells, self._metric, reverse=self._reverse), factors
+        return ordered(cells, self._metric, reverse=self._reverse), factors, declared
 
     def _check_groups(self, cells: list[dict[str, Any]], factors: list[str]) -> None:
         known = [*factors, *CELL, "device", *_fields_of(cells)]
@@ -316,16 +323,12 @@ class Leaderboard:
         (row,) = sandbox.rows(sql)
         return row["n"]
 
-    def _missing(self, sandbox: Sandbox, rows: list[dict[str, Any]]) -> list[str]:
+    def _missing(self, declared: Declared, rows: list[dict[str, Any]]) -> list[str]:
         if self._where or self._hardware or self._since or self._until:
             return []
-        sql = f"""
-            SELECT count(DISTINCT trial_id) AS declared,
-                count(DISTINCT trial_id) FILTER (trial_id NOT IN (SELECT trial_id FROM trials WHERE counts)) AS missing
-            FROM designs WHERE latest AND (suite, scale) IN ({_boards(rows)})
-        """
-        (row,) = sandbox.rows(sql)
-        return [f"{row['missing']} of {row['declared']} trials have no result yet"] if row["missing"] else []
+        boards = [declared[board] for board in {(row["suite"], row["scale"]) for row in rows}]
+        missing, trials = (sum(board[name] for board in boards) for name in ("missing", "trials"))
+        return [f"{missing} of {trials} trials have no result yet"] if missing else []
 
 
 def query(
@@ -358,7 +361,7 @@ def query(
 def cells_view(board: Leaderboard, mirror: Mirror) -> pa.Table:
     """The view `cells`: all columns of a board, of each metric mean, standard deviation and error."""
     with Sandbox(mirror) as sandbox:
-        cells, _ = board._cells(sandbox, mirror, mirror, every=True)
+        cells, _, _ = board._cells(sandbox, mirror, mirror, every=True)
     numbers = {name for metric in _metrics(mirror) for name in (metric, *(f"{metric}_{what}" for what in _SPREAD))}
     names = [name for name in cells[0] if ":" not in name and name != "pass"]
     frame = pd.DataFrame(cells, columns=names)

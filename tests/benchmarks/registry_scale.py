@@ -29,8 +29,9 @@ import scale_records  # noqa: E402
 
 from ablate import environment  # noqa: E402
 from registry import Leaderboard, Store, query  # noqa: E402
-from registry.mirror import sync  # noqa: E402
+from registry.mirror import VERSION, sync  # noqa: E402
 from registry.record import TrialRecord  # noqa: E402
+from registry.segments import Segments  # noqa: E402
 
 ABOUT = (
     "The registry at {trials:,} trials of {suites} suites ({records:,} records), beside MLflow on the same SQLite file."
@@ -92,6 +93,14 @@ def fill(store: Store, trials: int, home: Path) -> dict[str, Any]:
         built = {"trials": trials, "records": count, "seconds": time.perf_counter() - began}
         told.write_text(json.dumps(built), encoding="utf-8")
     return json.loads(told.read_text(encoding="utf-8"))
+
+
+def mirror_bytes(store: Store) -> int:
+    """What the mirror takes, without files that it no longer names and keeps for an hour."""
+    (folder,) = (store.home / "mirror").iterdir()
+    found = Segments.open(folder, VERSION)
+    assert found is not None
+    return sum(file.size for table in found.tables.values() for file in table.files)
 
 
 def fresh(count: int) -> Iterator[TrialRecord]:
@@ -176,7 +185,7 @@ def main(argv: list[str] | None = None) -> None:
     records = sync(store).trials.count_rows()
     suites = len({suite for suite, _, _ in scale_records.boards(built["trials"])})
     found.head |= {"records": records, "about": ABOUT.format(trials=built["trials"], suites=suites, records=records)}
-    found.head["mirror_mib"] = sum(path.stat().st_size for path in (home / "mirror").rglob("*.parquet")) / 2**20
+    found.head["mirror_mib"] = mirror_bytes(store) / 2**20
     found.head["peak_memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     found.add("first sync", "ablate", first)
     new = []
