@@ -25,15 +25,15 @@ def elsewhere(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_it_asks_ours_and_mlflow_the_same(home: Path, tmp_path: Path, elsewhere: None) -> None:
-    store = empty_store(home)
+    empty_store(home)
     output = tmp_path / "found.json"
     registry_scale.main([*FEW, "--home", str(home), "-o", str(output)])
     found = json.loads(output.read_text())
     assert (found["trials"], found["records"]) == (130, 131)
     headers, rows = registry_scale.table(found)
     assert headers == ["what", "ablate"]
-    assert [row[0] for row in rows][-3:] == list(registry_scale.ours(home)) == list(registry_scale.by_mlflow(store))
-    theirs = {name: ask() for name, ask in registry_scale.by_mlflow(store).items()}
+    assert [row[0] for row in rows][-3:] == list(registry_scale.ours(home)) == list(registry_scale.theirs(home))
+    theirs = {name: ask() for name, ask in registry_scale.theirs(home).items()}
     board = Leaderboard(home).suite(registry_scale.SUITE).frame()
     assert len(board) == len(theirs["board of a suite"]) == 13
     limit = query(registry_scale.LIMIT, home)
