@@ -107,7 +107,15 @@ class Sandbox:
         self, sql: str, conditions: tuple[str, ...] = (), aggregates: tuple[str, str] | None = None
     ) -> list[dict[str, Any]]:
         """The same as plain dicts, aggregated first by `(expressions, groups)`."""
-        return self._answer(sql, conditions, aggregates).to_pylist()
+        if conditions:
+            return self._answer(sql, conditions, aggregates).to_pylist()
+        if aggregates:  # in one statement: each step of a relation is planned anew
+            expressions, groups = aggregates
+            sql = f"SELECT {groups}, {expressions} FROM ({sql}) GROUP BY {groups}"
+        with _LOCK, _explained(self._timeout):
+            answer = self._connection().execute(sql)
+            names = [column[0] for column in answer.description or ()]
+            return [dict(zip(names, row, strict=True)) for row in answer.fetchall()]
 
     def _answer(
         self, sql: str, conditions: tuple[str, ...] = (), aggregates: tuple[str, str] | None = None
