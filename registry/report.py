@@ -275,6 +275,8 @@ def _tuning_losses(mirror: Mirror, found: Effects) -> figures.Losses:
         trial["trial_id"]: arm for trial in found.design.trials
         if trial.get("stage") == "tune" and (arm := arm_of.get(cell_label(found.design, trial["levels"])))
     }  # fmt: skip
+    if not searching:
+        return {}
     values = {
         trial_id: value for one in tuning.values() for value, ids in zip(one["values"], one.get("trials", ()), strict=False)
         for trial_id in ids
