@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test slow fire lint format docs golden clean
+.PHONY: quickstart test gate slow fire lint format docs golden clean
 
 quickstart: .venv/train ## Run the quickstart suite and print its leaderboard
 	$(BIN)/ablate run quickstart
@@ -12,6 +12,9 @@ quickstart: .venv/train ## Run the quickstart suite and print its leaderboard
 
 test: .venv/dev ## Run the default tests
 	$(BIN)/python -m pytest -n auto
+
+gate: .venv/dev ## Hold this code against the committed baseline
+	$(BIN)/ablate check ci --baseline results/baselines/ci-cpu.json
 
 slow: .venv/dev ## Run the tests that take longer: planted bugs, every shipped suite trained
 	$(BIN)/python -m pytest -n auto -m "slow and not fire"

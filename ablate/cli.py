@@ -20,7 +20,7 @@ BROKEN_PIPE = 141
 TRAIN_EXTRA = ("torch", "ray", "datasets", "tokenizers")
 """What only training needs."""
 
-for group in ("suites", "runs", "results", "pages", "records", "sharing"):  # in the order of the help
+for group in ("suites", "runs", "results", "pages", "records", "sharing", "gate"):  # in the order of the help
     importlib.import_module(f"ablate.commands.{group}")
 
 
@@ -66,8 +66,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def commands() -> list[str]:
-    """The names of all commands."""
-    return [info.name or info.callback.__name__ for info in app.registered_commands if info.callback]
+    """The names of all commands, those of a group after its own: `baseline save`."""
+    groups = [(f"{group.name} ", group.typer_instance) for group in app.registered_groups if group.typer_instance]
+    return [
+        prefix + (info.name or info.callback.__name__)
+        for prefix, of in [("", app), *groups] for info in of.registered_commands if info.callback
+    ]  # fmt: skip
 
 
 def _wrong(message: str) -> int:

@@ -167,7 +167,7 @@ def help_of(*argv: str) -> str:
 
 
 def help() -> str:
-    pages = [help_of(), *(help_of(name) for name in commands())]
+    pages = [help_of(), *(help_of(*name.split()) for name in commands())]
     return "".join(f"```text\n{page}\n```\n\n" for page in pages).rstrip("\n") + "\n"
 
 

@@ -13,9 +13,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ENGINE = """
-    __main__ cli commands session verify housekeeping doctor timeline render_outlook render __init__
+    __main__ cli commands against side check session verify housekeeping doctor timeline render_outlook render __init__
     display scheduler ending rows scratch mps writer speed outlook plan known worker watchdog status lease
-    inference turns process train feed step graph scaling memory convert environment
+    inference counts rounding turns process train feed step graph scaling memory convert environment
     tune design match measure suite _suite_arms _grid _cells _suite_design _checks _labels _suite_schema optimal fractional aliases
     spec _resolve _words presets
     model _loss data fingerprint _preparation corpus tokens
@@ -24,7 +24,7 @@ ENGINE = """
 """The engine from the top down: a module imports only what stands to its right."""
 
 JOIN = set(
-    "commands session verify housekeeping doctor timeline render display plan "
+    "commands against check session verify housekeeping doctor timeline render display plan "
     "known scheduler scratch writer worker status lease speed outlook".split()
 )
 """The modules of the engine that may use the registry."""

@@ -1,0 +1,182 @@
+"""`ablate check --against REF`: the code of a revision and that of the working tree, measured in turns on this machine in one go."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import ablate
+from ablate.check import LOSS
+from ablate.errors import UserError
+from ablate.turns import MOST_STEPS, in_turns
+from registry import gate
+from registry.baseline import Arm
+from registry.gate import Finding
+
+ROUNDS, MORE_ROUNDS = 40, 120
+"""Of a first look at the time of a step; of the second, on fresh rounds, where that was no pass."""
+MORE_SEEDS = 6
+"""A loss that did not pass at first is looked at again with so many seeds."""
+WINDOW_SECONDS = 0.06
+"""Longer ones are no less noisy where others use the machine, and more of them are less."""
+TIME = "step_time_ms"
+Say = Callable[[str], None]
+
+
+class Process:
+    """A side (`ablate.side`) as a process over the code in `tree`."""
+
+    def __init__(self, tree: Path, cache: Path, name: str) -> None:
+        self.name = name
+        path = os.pathsep.join([str(tree), *filter(None, [os.environ.get("PYTHONPATH")])])
+        self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "ablate.side", str(cache)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
+            cwd=tree, env=os.environ | {"PYTHONPATH": path}, encoding="utf-8",
+        )  # fmt: skip
+
+    def ask(self, what: str, **given: Any) -> Any:
+        """Raises `UserError` where the side fails or ends."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        line = ""
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps({"ask": what, **given}) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        if not line:
+            self._log.seek(0)
+            last = ([line for line in self._log.read().splitlines() if line.strip()] or ["it ended"])[-1]
+            if "No module named ablate.side" in last:
+                last = "it is older than this comparison, and has no ablate.side"
+            raise UserError(f"{self.name}: {last.strip()}")
+        said = json.loads(line)
+        if "error" in said:
+            raise UserError(f"{self.name}: {said['error']}")
+        return said["answer"]
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._log):
+            if stream is not None:
+                with suppress(BrokenPipeError):
+                    stream.close()
+
+
+def compare(
+    ref: str, suite: str, scale: str | None, settings: Sequence[str], only: str | None, margin: float | None, *, cache: Path, say: Say
+) -> tuple[str, list[Finding]]:  # fmt: skip
+    """The scale, and what the working tree's code does against that of `ref`.
+
+    Raises:
+        UserError: no such revision, code outside of a git checkout, a side that fails.
+    """
+    here = Path(ablate.__file__).resolve().parent.parent
+    with checked_out(here, ref) as (tree, commit), sides(tree, here, cache, commit) as (old, new):
+        wanted = {"suite": _suite(suite), "scale": scale, "settings": list(settings), "only": only}
+        both = [side.ask("arms", **wanted, seeds=None) for side in (old, new)]
+        arms = [arm for arm in both[1]["arms"] if arm in both[0]["arms"]]
+        findings = [
+            Finding(arm, "arm", "rebaseline", why=f"{commit[:10]} does not have it" if arm in both[1]["arms"] else "it is gone")
+            for arm in dict.fromkeys([*both[0]["arms"], *both[1]["arms"]]) if arm not in arms
+        ]  # fmt: skip
+        first = len(next(iter(both[1]["arms"].values()), ()))
+        more = [side.ask("arms", **wanted, seeds=max(first, MORE_SEEDS)) for side in (old, new)]
+        for place, arm in enumerate(arms, start=1):
+            say(f"[{place}/{len(arms)}] {arm}")
+            findings += _of_arm(arm, old, new, more[1]["arms"][arm], first, margin, say)
+    return both[1]["scale"], findings
+
+
+def _of_arm(
+    arm: str, old: Process, new: Process, seeds: list[int], first: int, margin: float | None, say: Say
+) -> list[Finding]:
+    runs: list[dict[int, dict[str, float]]] = [{}, {}]
+    counted = [side.ask("count", arm=arm) for side in (old, new)]
+    found = Finding(arm, LOSS, "inconclusive")
+    for some in (seeds[:first], seeds[first:]):
+        for seed in some:
+            for kept, side in zip(runs, (old, new), strict=True):
+                kept[seed] = side.ask("run", arm=arm, seed=seed)
+        before, after = (Arm("", _losses(kept)) for kept in runs)
+        found = gate.loss(arm, before, after, None, margin)
+        if found.verdict == "pass":
+            break
+        say(f"  {LOSS} {found.verdict} over {len(runs[0])} seeds")
+    recorded = [{k: v for k, v in next(iter(kept.values())).items() if k != LOSS} for kept in runs]
+    numbers = [one | other for one, other in zip(recorded, counted, strict=True)]
+    return [*gate.counts(arm, numbers[0], numbers[1], []), found, _time(arm, old, new, say)]
+
+
+def _losses(runs: dict[int, dict[str, float]]) -> dict[int, dict[str, float]]:
+    return {seed: {LOSS: metrics[LOSS]} if LOSS in metrics else {} for seed, metrics in runs.items()}
+
+
+def _time(arm: str, old: Process, new: Process, say: Say) -> Finding:
+    """Of the time of a step. A first look that is no pass is not called: fresh rounds are."""
+    shorter = min(side.ask("warm_up", arm=arm) for side in (old, new))
+    steps = min(math.ceil(WINDOW_SECONDS / shorter), MOST_STEPS)
+    found = Finding(arm, TIME, "inconclusive")
+    for rounds in (ROUNDS, MORE_ROUNDS):
+        windows = in_turns(
+            lambda: old.ask("window", arm=arm, steps=steps), lambda: new.ask("window", arm=arm, steps=steps), rounds
+        )  # fmt: skip
+        found = gate.time(arm, TIME, [[window["step"] for window in one] for one in windows])
+        if found.verdict == "pass":
+            break
+        say(f"  {TIME} {found.verdict} ({found.low:.3f} to {found.high:.3f} of before)")
+    return found
+
+
+def _suite(given: str) -> str:
+    """The whole path of a suite's file: both sides read the working tree's, which the revision may not have."""
+    from ablate.suite import is_path, shipped
+
+    return str(Path(given).absolute() if is_path(given) else shipped()[given][0])
+
+
+@contextmanager
+def sides(tree: Path, here: Path, cache: Path, commit: str) -> Iterator[tuple[Process, Process]]:
+    """Both processes, ended afterwards."""
+    old = Process(tree, cache, commit[:10])
+    try:
+        new = Process(here, cache, "the working tree")
+        try:
+            yield old, new
+        finally:
+            new.end()
+    finally:
+        old.end()
+
+
+@contextmanager
+def checked_out(here: Path, ref: str) -> Iterator[tuple[Path, str]]:
+    """A folder with the files of a revision, gone afterwards, and its commit."""
+    root = _git(here, "rev-parse", "--show-toplevel")
+    if root is None or Path(root).resolve() != here:
+        raise UserError(f"--against: the code that runs, in {here}, is not the top of a git checkout")
+    commit = _git(here, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}")
+    if commit is None:
+        raise UserError(f'--against: there is no revision "{ref}" in {here}')
+    with tempfile.TemporaryDirectory(prefix="ablate-against-", ignore_cleanup_errors=True) as folder:
+        tree = Path(folder) / "tree"
+        if _git(here, "worktree", "add", "--detach", "--quiet", str(tree), commit) is None:
+            raise UserError(f"--against: git cannot check out {commit}")
+        try:
+            yield tree, commit
+        finally:
+            _git(here, "worktree", "remove", "--force", str(tree))
+            _git(here, "worktree", "prune")
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    done = subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,116 @@
+"""`ablate check --against` in a repository of its own: what the working tree has planted is found, and names may change."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SUITE = """
+name: one-arm
+description: The baseline alone.
+base: {scale: nano, data.source: synthetic, train.tokens: 40000}
+seeds: 2
+"""
+ATTENTION, RIGHT = (
+    "ablate/variants/_attend.py",
+    "        q, k = q.to(v.dtype), k.to(v.dtype)\n        if seen.decoding:\n",
+)
+COPIES = 250
+"""Of queries, in each of nano's layers: a tenth of its step, and more."""
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """The code of this checkout as the only commit of a repository."""
+    folder = tmp_path / "repository"
+    for name in ("ablate", "registry", "suites"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "one-arm.yaml").write_text(SUITE, encoding="utf-8")
+    git(folder, "init", "--quiet")
+    git(folder, "add", "--all")
+    git(folder, "-c", "user.name=a", "-c", "user.email=a@example.org", "commit", "--quiet", "--message", "all")
+    return folder
+
+
+def git(folder: Path, *argv: str) -> str:
+    return subprocess.run(["git", "-C", str(folder), *argv], check=True, capture_output=True, text=True).stdout
+
+
+def check(folder: Path, *argv: str) -> tuple[int, str, str]:
+    """Run `ablate check` with the code of `folder`: its exit code, and what it printed on both streams."""
+    done = subprocess.run(
+        [sys.executable, "-m", "ablate", "check", *argv],
+        capture_output=True, text=True, cwd=folder, env=os.environ | {"PYTHONPATH": str(folder)},
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+def edit(folder: Path, name: str, change: Callable[[str], str]) -> None:
+    path = folder / name
+    old = path.read_text(encoding="utf-8")
+    new = change(old)
+    assert new != old
+    path.write_text(new, encoding="utf-8")
+
+
+def findings(printed: str) -> dict[str, dict[str, Any]]:
+    return {one["metric"]: one for one in json.loads(printed)["findings"]}
+
+
+@pytest.mark.fire
+@pytest.mark.timeout(900)
+def test_a_slower_attention_is_found_with_its_interval_and_other_names_pass(home: Path, repository: Path) -> None:
+    edit(repository, "ablate/model.py", lambda code: code.replace("hidden", "of_the_last_block"))
+    code, printed, said = check(repository, "one-arm.yaml", "--against", "HEAD", "--json")
+    assert code == 0, printed + said
+    found = findings(printed)
+    assert {one["verdict"] for one in found.values()} == {"pass"}, printed
+    assert found["val_loss"]["before"] == found["val_loss"]["after"]
+    assert 0.95 < found["step_time_ms"]["low"] < found["step_time_ms"]["high"] < 1.05
+
+    edit(repository, ATTENTION, lambda code: code.replace(
+        RIGHT, RIGHT.replace("        if", f"        for _ in range({COPIES}):\n            q.clone()\n        if")
+    ))  # fmt: skip
+    code, printed, said = check(repository, "one-arm.yaml", "--against", "HEAD", "--json")
+    assert code == 1, printed + said
+    slower = findings(printed)["step_time_ms"]
+    assert slower["verdict"] == "regression", printed
+    assert 1.0 < slower["low"] < slower["high"]
+    assert findings(printed)["val_loss"]["verdict"] == "pass"
+    assert len(git(repository, "worktree", "list").splitlines()) == 1, "the other tree is still there"
+
+
+@pytest.mark.fire
+@pytest.mark.timeout(600)
+def test_a_suite_that_the_revision_does_not_have_is_compared_and_a_side_that_fails_says_which(
+    home: Path, repository: Path
+) -> None:
+    (repository / "new.yaml").write_text(SUITE.replace("one-arm", "new").replace("40000", "4000"), encoding="utf-8")
+    edit(repository, ATTENTION, lambda code: code.replace(RIGHT, '        raise RuntimeError("here")\n' + RIGHT))
+    code, printed, said = check(repository, "new.yaml", "--against", "HEAD")
+    assert (code, printed) == (2, ""), said
+    assert said.splitlines()[-1].startswith("error: the working tree: RuntimeError: here"), said
+
+
+@pytest.mark.parametrize(
+    ("ref", "says"),
+    [("nowhere", 'there is no revision "nowhere"'), ("--help", 'there is no revision "--help"')],
+)
+def test_a_revision_that_is_not_there_is_named(home: Path, repository: Path, ref: str, says: str) -> None:
+    code, printed, said = check(repository, "one-arm.yaml", f"--against={ref}")
+    assert (code, printed) == (2, "") and says in said, said
+
+
+def test_code_that_is_in_no_checkout_has_no_revisions(home: Path, repository: Path) -> None:
+    shutil.rmtree(repository / ".git")
+    code, printed, said = check(repository, "one-arm.yaml", "--against", "HEAD")
+    assert (code, printed) == (2, "") and "is not the top of a git checkout" in said, said

@@ -1,0 +1,139 @@
+"""`ablate check` on a real suite: what is planted in a copy of the package is found, and what changes nothing passes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from tiny import ArrayCorpus, tiny
+
+from ablate import counts
+from ablate.rounding import Nudged
+from ablate.train import Kept, train
+
+ROOT = Path(__file__).resolve().parent.parent
+ONLY = "attention=mha,activation=gelu,norm=layernorm,optimizer=adamw"
+RIGHT = "        return entropy.view(targets.shape), objective\n"
+WORSE = """
+        torch._dynamo.graph_break()
+        objective.detach().item()
+        self.kept = torch.empty(3_000_000)
+        return entropy.view(targets.shape), 0.3 * objective + 0.7 * objective.detach() + hidden.square().mean()
+"""
+SAME = """
+        shape_of_it = targets.shape
+        return entropy.view(shape_of_it), objective
+"""
+
+
+def test_operators_are_counted_without_views() -> None:
+    with counts.Operators() as found:
+        x = torch.ones(4, 4)
+        (x.view(16) + 1).sum().item()
+    assert found.counts() == {"operators": 4.0, "host_syncs": 1.0}
+
+
+def test_a_step_is_counted_the_same_each_time_and_a_wait_of_the_host_in_the_loop_is_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from ablate import train as module
+
+    recipe, corpus = tiny(), ArrayCorpus(259)
+    first = counts.of_recipe(recipe, corpus)
+    assert counts.of_recipe(recipe, corpus) == first
+    assert first["graph_breaks"] == 0.0
+    one_step = module._Run._one_step
+
+    def waits(self) -> None:
+        one_step(self)
+        float(self.losses[0])
+
+    monkeypatch.setattr(module._Run, "_one_step", waits)
+    assert counts.of_recipe(recipe, corpus) == first | {
+        "host_syncs": first["host_syncs"] + 1.0, "operators": first["operators"] + 1.0,
+    }  # fmt: skip
+
+
+def test_a_graph_break_is_counted() -> None:
+    def broken(x: torch.Tensor) -> torch.Tensor:
+        y = x + 1
+        torch._dynamo.graph_break()
+        return y * 2
+
+    assert counts.breaks_of(broken, torch.ones(3)) == 1
+    assert counts.breaks_of(torch.nn.Linear(3, 3), torch.ones(3)) == 0
+
+
+def test_a_nudged_training_differs_in_its_rounding_alone() -> None:
+    recipe, corpus = tiny(train__steps=60), ArrayCorpus()
+    losses = [
+        train(recipe, corpus=corpus, device="cpu", kept=kept).metrics["val_loss"] for kept in (Kept(), Kept(), Nudged())
+    ]
+    assert losses[0] == losses[1] != losses[2]
+    assert losses[2] == pytest.approx(losses[0], abs=1e-3)
+
+
+def ablate(folder: Path, *argv: str) -> tuple[int, str]:
+    """Run a command with the package in `folder`: its exit code and what it printed."""
+    path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-m", "ablate", *argv],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
+        cwd=folder,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def changed(folder: Path, text: str) -> Path:
+    """A copy of the package with `text` at the end of the model's loss."""
+    for name in ("ablate", "registry", "suites"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    model = folder / "ablate" / "model.py"
+    code = model.read_text(encoding="utf-8")
+    assert code.count(RIGHT) == 1
+    model.write_text(code.replace(RIGHT, text), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_what_is_planted_is_found_and_what_changes_nothing_passes(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, told = tmp_path / "b.json", tmp_path / "summary.md"
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+    code, said = ablate(ROOT, "baseline", "save", "ci", "-o", str(file))
+    assert code == 0, said
+    code, said = ablate(ROOT, "baseline", "show", str(file))
+    assert code == 0 and "optimizer=muon" in said
+
+    same = changed(tmp_path / "same", SAME)
+    code, said = ablate(same, "check", "ci", "--baseline", str(file), "--only", ONLY)
+    assert code == 0 and "ablate check ci at nano: pass" in said.splitlines(), said
+
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(told))
+    worse, junit = changed(tmp_path / "worse", WORSE), tmp_path / "junit.xml"
+    code, said = ablate(worse, "check", "ci", "--baseline", str(file), "--only", ONLY, "--json", "--junit", str(junit))
+    assert code == 1, said
+    found = json.loads(said[said.index("{") : said.rindex("}") + 1])
+    verdicts = {one["metric"]: one["verdict"] for one in found["findings"]}
+    assert verdicts["parameters"] == "pass"
+    for metric in ("graph_breaks", "host_syncs", "operators", "peak_memory_gib", "val_loss"):
+        assert verdicts[metric] == "regression", said
+    assert told.read_text(encoding="utf-8").startswith("## ablate check ci at nano: regression")
+    assert ElementTree.parse(junit).getroot().get("failures") == str(list(verdicts.values()).count("regression"))
+
+    other = json.loads(file.read_text(encoding="utf-8"))
+    other["environment"]["torch"] = "1.0"
+    file.write_text(json.dumps(other), encoding="utf-8")
+    code, said = ablate(ROOT, "check", "ci", "--baseline", str(file), "--only", ONLY)
+    assert code == 4 and "environment needs a new baseline: torch 1.0 -> " in said, said
