@@ -8,46 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ablate.feed import Corpus
+from ablate.operators import Operators
 from ablate.recipe import Recipe
 from ablate.step import Step
 from ablate.train import train
 
-SYNCHRONISING = frozenset({
-    "aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten.equal", "aten.unique", "aten._unique2",
-})  # fmt: skip
-"""Operators whose result, or its shape, the host waits for."""
 STEPS = (3, 5)
 """The steps of two trainings: what one has more than the other is what two steps cost, and nothing that happens once."""
-
-
-class Operators(TorchDispatchMode):
-    """Counts operators by name within a context; views, which compute nothing, are left out."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not func.is_view:
-            self.found[str(func.overloadpacket)] += 1
-        return func(*args, **(kwargs or {}))
-
-    @property
-    def host_syncs(self) -> int:
-        """How often the host would wait for a device."""
-        return sum(self.found[name] for name in SYNCHRONISING)
-
-    def counts(self) -> dict[str, float]:
-        """`operators` and `host_syncs`."""
-        return {"operators": float(self.found.total()), "host_syncs": float(self.host_syncs)}
 
 
 def of_recipe(recipe: Recipe, corpus: Corpus) -> dict[str, float]:

@@ -136,7 +136,7 @@ def loss(arm: str, before: Arm, after: Arm, noise: Noise | None, margin: float |
         verdict = "improvement"
     elif -margin <= low and high <= margin:
         verdict = "pass"
-    why = f"margin {margin:.4f} nats/token" + ("" if noise else ", its noise was not measured")
+    why = f"margin {margin:.3g} nats/token" + ("" if noise else ", its noise was not measured")
     return Finding(arm, metric, verdict, base, now, low, high, len(common), why)
 
 

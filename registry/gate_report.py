@@ -123,7 +123,8 @@ def _change(one: Finding) -> str:
 def _interval(one: Finding) -> str:
     if one.low is None or one.high is None or not (math.isfinite(one.low) and math.isfinite(one.high)):
         return ""
-    return f"{one.low:+.4f} to {one.high:+.4f}"
+    digits = "+.4f" if max(abs(one.low), abs(one.high)) >= 0.001 else "+.2g"
+    return f"{one.low:{digits}} to {one.high:{digits}}"
 
 
 def _shown(value: float | None) -> str:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from tiny import ArrayCorpus, tiny
 
-from ablate import counts
+from ablate import counts, operators
 from ablate.rounding import Nudged
 from ablate.train import Kept, train
 
@@ -34,7 +34,7 @@ SAME = """
 
 
 def test_operators_are_counted_without_views() -> None:
-    with counts.Operators() as found:
+    with operators.Operators() as found:
         x = torch.ones(4, 4)
         (x.view(16) + 1).sum().item()
     assert found.counts() == {"operators": 4.0, "host_syncs": 1.0}

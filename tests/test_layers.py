@@ -13,11 +13,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ENGINE = """
+    pytest_plugin foreign
     __main__ cli commands against side check session verify housekeeping doctor timeline render_outlook render __init__
     display scheduler ending rows scratch mps writer speed outlook plan known worker watchdog status lease
     inference counts rounding turns process train feed step graph scaling memory convert environment
     tune design match measure suite _suite_arms _grid _cells _suite_design _checks _labels _suite_schema optimal fractional aliases
     spec _resolve _words presets
+    operators
     model _loss data fingerprint _preparation corpus tokens
     recipe variants _yaml errors
 """.split()
@@ -25,7 +27,7 @@ ENGINE = """
 
 JOIN = set(
     "commands against check session verify housekeeping doctor timeline render display plan "
-    "known scheduler scratch writer worker status lease speed outlook".split()
+    "known scheduler scratch writer worker status lease speed outlook foreign".split()
 )
 """The modules of the engine that may use the registry."""
 
@@ -100,6 +102,16 @@ def test_only_some_modules_join_engine_and_registry(path: Path) -> None:
 def test_registry_stands_alone(path: Path) -> None:
     for package in ("ablate", "torch", "ray"):
         assert not uses(path, package)
+
+
+@pytest.mark.parametrize("path", registry_files(), ids=id_of)
+def test_registry_does_not_call_itself_by_name(path: Path) -> None:
+    """The pytest plugin loads it under another: a project that is tested may have a `registry` of its own."""
+    for node in at_run_time(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            assert not [alias.name for alias in node.names if alias.name.split(".")[0] == "registry"]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            assert (node.module or "").split(".")[0] != "registry"
 
 
 def test_ray_and_mlflow_are_imported_in_one_place_each() -> None:

@@ -115,6 +115,15 @@ def test_installed(kind: str, built: Path, checkout: Path, elsewhere: Path, tmp_
         assert Path(file).is_relative_to(home)
 
 
+def test_pytest_finds_the_plugin_of_a_wheel(built: Path, elsewhere: Path, tmp_path: Path) -> None:
+    interpreter = install([*built.glob("*.whl")], tmp_path / "venv") / "python"
+    (elsewhere / "test_mine.py").write_text("def test_mine(ablate_check):\n    ablate_check(lambda seed: 1.0 + seed)\n")
+    pytest = [interpreter, "-m", "pytest", "-p", "no:cacheprovider", "-W", "error"]
+    run([*pytest, "--ablate-update"], cwd=elsewhere)
+    assert "1 passed" in run(pytest, cwd=elsewhere)
+    assert (elsewhere / "ablate-baselines" / "test_mine" / "test_mine.json").exists()
+
+
 def test_bare_checkout(checkout: Path, elsewhere: Path) -> None:
     for cwd in (elsewhere, checkout):
         assert names(run([sys.executable, "-m", "ablate", "suites"], cwd=cwd, PYTHONPATH=str(checkout))) == SUITES
