@@ -19,13 +19,18 @@ from ablate.rounding import Nudged
 from ablate.train import Kept, train
 
 ROOT = Path(__file__).resolve().parent.parent
-ONLY = "attention=mha,activation=gelu,norm=layernorm,optimizer=adamw"
+SUITE = """
+name: one-arm
+description: The baseline alone.
+base: {scale: nano, data.source: synthetic, train.tokens: 40000}
+seeds: 2
+"""
 RIGHT = "        return entropy.view(targets.shape), objective\n"
 WORSE = """
         torch._dynamo.graph_break()
         objective.detach().item()
         self.kept = torch.empty(3_000_000)
-        return entropy.view(targets.shape), 0.3 * objective + 0.7 * objective.detach() + hidden.square().mean()
+        return entropy.view(targets.shape), 0.0 * objective + hidden.square().mean()
 """
 SAME = """
         shape_of_it = targets.shape
@@ -111,29 +116,31 @@ def test_what_is_planted_is_found_and_what_changes_nothing_passes(
 ) -> None:
     file, told = tmp_path / "b.json", tmp_path / "summary.md"
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
-    code, said = ablate(ROOT, "baseline", "save", "ci", "-o", str(file))
+    suite = tmp_path / "one-arm.yaml"
+    suite.write_text(SUITE, encoding="utf-8")
+    code, said = ablate(ROOT, "baseline", "save", str(suite), "--seeds", "5", "-o", str(file))
     assert code == 0, said
     code, said = ablate(ROOT, "baseline", "show", str(file))
-    assert code == 0 and "optimizer=muon" in said
+    assert code == 0 and "(seeds 0, 1, 2, 3, 4)" in said, said
 
     same = changed(tmp_path / "same", SAME)
-    code, said = ablate(same, "check", "ci", "--baseline", str(file), "--only", ONLY)
-    assert code == 0 and "ablate check ci at nano: pass" in said.splitlines(), said
+    code, said = ablate(same, "check", str(suite), "--baseline", str(file))
+    assert code == 0 and "ablate check one-arm at nano: pass" in said.splitlines(), said
 
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(told))
     worse, junit = changed(tmp_path / "worse", WORSE), tmp_path / "junit.xml"
-    code, said = ablate(worse, "check", "ci", "--baseline", str(file), "--only", ONLY, "--json", "--junit", str(junit))
+    code, said = ablate(worse, "check", str(suite), "--baseline", str(file), "--json", "--junit", str(junit))
     assert code == 1, said
     found = json.loads(said[said.index("{") : said.rindex("}") + 1])
     verdicts = {one["metric"]: one["verdict"] for one in found["findings"]}
     assert verdicts["parameters"] == "pass"
     for metric in ("graph_breaks", "host_syncs", "operators", "peak_memory_gib", "val_loss"):
         assert verdicts[metric] == "regression", said
-    assert told.read_text(encoding="utf-8").startswith("## ablate check ci at nano: regression")
+    assert told.read_text(encoding="utf-8").startswith("## ablate check one-arm at nano: regression")
     assert ElementTree.parse(junit).getroot().get("failures") == str(list(verdicts.values()).count("regression"))
 
     other = json.loads(file.read_text(encoding="utf-8"))
     other["environment"]["torch"] = "1.0"
     file.write_text(json.dumps(other), encoding="utf-8")
-    code, said = ablate(ROOT, "check", "ci", "--baseline", str(file), "--only", ONLY)
+    code, said = ablate(ROOT, "check", str(suite), "--baseline", str(file))
     assert code == 4 and "environment needs a new baseline: torch 1.0 -> " in said, said
