@@ -79,6 +79,7 @@ def _note(home: Path, kind: str, job: Job, pid: int) -> None:
 def main(home: Path, options: dict[str, Any]) -> int:
     """Do what `ablate run` does: ask what is done, then run the rest. Prints the outcome as JSON; its exit codes are `ablate`'s."""
     from ablate import environment, scheduler
+    from ablate.errors import UserError
     from registry.locks import TrialLock
     from registry.record import attempt_key
     from registry.spool import Spool
@@ -98,15 +99,19 @@ def main(home: Path, options: dict[str, Any]) -> int:
         if j.trial_id not in done
     ]
     events: list[Any] = []
-    outcome = scheduler.run(
-        todo,
-        home=home,
-        open_store=lambda: store,
-        workers_per_device=workers,
-        timeout=options.get("timeout"),
-        trainer="fake_training:train",
-        on_event=events.append,
-    )
+    try:
+        outcome = scheduler.run(
+            todo,
+            home=home,
+            open_store=lambda: store,
+            workers_per_device=workers,
+            timeout=options.get("timeout"),
+            trainer="fake_training:train",
+            on_event=events.append,
+        )
+    except UserError as error:
+        print(json.dumps({"error": str(error)}), flush=True)
+        return 2
     report = {
         "asked": len(todo), "records": [r.trial_id for r in outcome.records], "status": [r.status for r in outcome.records],
         "elsewhere": outcome.elsewhere, "missing": outcome.missing, "spooled": outcome.waiting_in_spool,

@@ -1,0 +1,222 @@
+"""Faults of tests/FAULTS.md that take processes, Ray or a server: what was finished is kept once, and the next run completes the rest."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import fake_training
+import pytest
+from faulty import CLOCK, PATIENCE, PYTHONPATH, ROOT, SMALL, Cut, command, fill, held, small_disk, until
+from registry_records import record
+from servers import free_port
+from test_fire import alive, driver, ended, finish, own_temporary_folder, recorded, tracking_server, trial_ids
+
+from ablate.status import running
+from registry.spool import Spool
+from registry.store import Store
+from registry.trouble import StoreUnavailable
+
+pytestmark = pytest.mark.fire
+own_temporary_folder = own_temporary_folder  # every test of this file has it
+
+
+def crash(what: str, folder: Path, *ways: str) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "crashing.py"), what, str(folder), *ways], env=os.environ | {"PYTHONPATH": PYTHONPATH},
+        capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+KILLED = {
+    "prepare": ("SIGKILL:6", "SIGINT:2", "SIGTERM+SIGKILL:2"),
+    "record": ("SIGKILL:16", "SIGINT:6", "SIGTERM+SIGKILL:6"),
+    "upload": ("SIGKILL:8", "SIGINT:2", "SIGTERM+SIGKILL:2"),
+    "sync": ("SIGKILL:6", "SIGINT:2", "SIGTERM+SIGKILL:2"),
+}
+FULL = {"prepare": 4, "record": 14, "upload": 6, "sync": 5}
+
+
+@pytest.mark.parametrize("what", KILLED)
+def test_killed_at_any_step_and_twice(what: str, home: Path, tmp_path: Path) -> None:
+    (folder := tmp_path / "disk").mkdir()
+    crash(what, folder, *KILLED[what])
+
+
+@pytest.mark.parametrize("what", FULL)
+def test_a_full_disk_at_any_write(what: str, home: Path, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 16) as disk:
+        (folder := disk / "it").mkdir()
+        crash(what, folder, f"full:{FULL[what]}")
+
+
+def test_a_full_disk_ends_a_run_at_once_with_what_to_do(home: Path, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    with small_disk(home, 64):
+        with driver(home, jobs=4, workers=1, recipe={"seconds": 0.5, "gate": str(gate)}) as run:
+            run.until(lambda: fake_training.notes(home, "measure"))
+            ballast = fill(home)
+            gate.touch()
+            said = run.wait(2)["error"]
+        assert "no space left on device; make room and give the same command again" in said, said
+        assert len(fake_training.notes(home, "begin")) == 1, "others were trained for nothing"
+        ballast.unlink()
+        assert finish(home, jobs=4, workers=1)["missing"] == []
+        assert recorded(home) == trial_ids(4)
+
+
+def test_a_second_signal_while_a_run_ends_changes_nothing(home: Path) -> None:
+    with driver(home, jobs=6, recipe={"seconds": 1.5}) as run:
+        run.until(ended(home, 1))
+        run.until(lambda: len(Spool(home).records()) + len(recorded(home)) > 0)
+        family = run.family()
+        for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
+            run.process.send_signal(number)
+            time.sleep(0.05)
+        assert run.process.wait(PATIENCE) in (130, 143)
+        assert "Traceback" not in run.output()
+    until(lambda: not any(map(alive, family)))
+    assert finish(home, jobs=6)["missing"] == []
+    assert recorded(home) == trial_ids(6)
+
+
+def test_a_driver_killed_twice_loses_nothing(home: Path) -> None:
+    for count in (1, 3):
+        with driver(home, jobs=5, recipe={"seconds": 0.5}) as run:
+            run.until(ended(home, count))
+            run.process.kill()
+            run.process.wait()
+    assert finish(home, jobs=5)["missing"] == []
+    assert recorded(home) == trial_ids(5)
+
+
+@pytest.mark.parametrize("phase", ["compile", "train"])
+def test_a_worker_of_a_real_trial_terminated(home: Path, phase: str) -> None:
+    argv = ("run", "quickstart", *SMALL, "--seeds", "1", "--only", "attention=mha", "--workers", "1")
+    with subprocess.Popen(
+        [sys.executable, "-m", "ablate", *argv],
+        env=os.environ | {"PYTHONPATH": PYTHONPATH},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as run:
+        found = until(lambda: [one for one in running(home) if one.phase == phase])[0]
+        os.kill(found.pid, signal.SIGTERM if phase == "train" else signal.SIGKILL)
+        _, said = run.communicate(timeout=PATIENCE)
+    assert run.returncode == 0, said
+    records = Store.open(home).trials()
+    assert [one.status for one in records] == ["finished"] * 2
+    assert [one.trial_id for one in records if one.context.get("worker_deaths")] == [found.trial_id]
+
+
+def test_next_to_no_shared_memory(home: Path) -> None:
+    """In a mount namespace of its own, for it is everybody's."""
+    inside = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "$@"', "sh")
+    if subprocess.run([*inside, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("may not mount in a namespace of its own")
+    done = command("run", "quickstart", *SMALL, "--seeds", "1", "--only", "attention=mha", before=inside)
+    assert done.returncode == 0, done.stderr
+    assert len(recorded(home)) == 2
+
+
+def test_the_clock_is_set_back_by_two_hours_while_a_trial_trains(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not sys.platform.startswith("linux") or shutil.which("cc") is None:
+        pytest.skip("needs Linux and a C compiler")
+    source, library, gate, back = (tmp_path / name for name in ("clock.c", "clock.so", "gate", "back"))
+    source.write_text(CLOCK)
+    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
+    monkeypatch.setenv("LD_PRELOAD", str(library))
+    monkeypatch.setenv("CLOCK_IS_BACK", str(back))
+    with driver(home, jobs=3, workers=1, recipe={"gate": str(gate), "seconds": 1.0}) as run:
+        run.until(lambda: fake_training.notes(home, "measure"))
+        back.touch()
+        gate.touch()
+        run.until(lambda: any(one.step > 1 for one in running(home)))  # progress is told all the same
+        report = run.wait()
+        assert report["status"] == ["finished"] * 3
+        assert finish(home, jobs=3, workers=1)["asked"] == 0
+    assert recorded(home) == trial_ids(3)
+    records = Store.open(home).trials()
+    assert any(one.started_at > one.finished_at for one in records), "the clock was not set back"
+    assert all(end >= start for one in records for _, start, end in one.context["timeline"])
+
+
+def test_records_wait_while_another_process_has_locked_the_database(home: Path, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    with driver(home, jobs=2, workers=1, recipe={"gate": str(gate)}) as run:
+        run.until(lambda: fake_training.notes(home, "measure"))
+        with held(home / "mlflow.db") as holder:
+            gate.touch()
+            run.until(ended(home, 2))
+            assert len(Spool(home).records()) >= 1
+            holder.communicate("")
+        assert run.wait()["missing"] == []
+    assert recorded(home) == trial_ids(2)
+    assert Spool(home).records() == []
+
+
+def test_a_server_that_dies_between_any_two_calls(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    port, spool = free_port(), Spool(home)
+    with tracking_server(tmp_path, port), Cut(port) as cut:
+        threading.Thread(target=cut.serve_forever, daemon=True).start()
+        uri = f"http://127.0.0.1:{cut.server_address[1]}"
+        calls = 0
+        while True:
+            cut.left = calls
+            one = record(seed=calls)
+            spool.put(one)
+            try:
+                Store.open(home, uri).ingest(spool)
+                break  # there were as many calls as it takes
+            except StoreUnavailable:
+                assert [kept.record_id for kept in spool.records()] == [one.record_id]
+            cut.left = 10**9
+            assert Store.open(home, uri).ingest(spool) == 1
+            calls += 1
+        found = Store.open(home, f"http://127.0.0.1:{port}").trials()
+        runs = Store.open(home, f"http://127.0.0.1:{port}").changes("trial").present
+        cut.shutdown()
+    assert calls > 5
+    assert sorted(one.seed for one in found) == list(range(calls + 1))
+    assert len(runs or ()) == calls + 1
+
+
+HUNGRY = """
+import resource, sys
+from dataclasses import replace
+from pathlib import Path
+import fake_training
+from tiny import tiny
+from ablate import data
+from ablate.worker import Place, execute
+home = Path(sys.argv[1])
+def job(seed, **fields):
+    recipe = tiny(seed, **fields)
+    corpus = data.prepare(recipe.data, home / "cache")
+    return replace(fake_training.job(seed), recipe=recipe.to_dict(), corpus_fingerprint=corpus.fingerprint)
+place = Place(home=home, device="cpu", threads=1, lease=None)
+small, large = job(0), job(1, model__dim=4096, model__n_layers=4)
+said = [execute(small, place).status]
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 500 * 2**20,) * 2)
+said += [execute(one, place).status for one in (large, replace(small, trial_id="2" * 16))]
+print(*said)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of a process are Linux's")
+def test_the_memory_of_the_machine_runs_out(home: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", HUNGRY, str(home)], env=os.environ | {"PYTHONPATH": PYTHONPATH}, capture_output=True, text=True,
+        timeout=PATIENCE, check=False,
+    )  # fmt: skip
+    assert done.stdout.split() == ["finished", "out_of_memory", "finished"], done.stderr[-2000:]
