@@ -12,6 +12,7 @@ import gc
 import logging
 import os
 import queue
+import signal
 import sys
 import threading
 import time
@@ -364,6 +365,8 @@ class Worker(tune.Trainable):
     def setup(self, config: dict[str, Any], jobs: Sequence[Job], place: Place) -> None:  # type: ignore[override]
         self.jobs, self.place = jobs, place
         self.usable = True
+        # Ray's own handler raises what a trial that calls `sys.exit` does, and a worker that is terminated is no result
+        handle({signal.SIGTERM: signal.SIG_DFL})
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once a process, by deterministic trials
         if place.lease == "gpu":
             uuid = environment.device_uuid(place.device)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -19,21 +19,12 @@ ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 120.0
 
 PYTHONPATH = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-SMALL = ["--set", "data.source=synthetic", "--set", "train.tokens=8192"]
 
 
-def command(*argv: str, before: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    """`ablate` in a process of its own."""
-    return subprocess.run(
-        [*before, sys.executable, "-m", "ablate", *argv], env=os.environ | {"PYTHONPATH": PYTHONPATH}, capture_output=True, text=True,
-        timeout=PATIENCE, check=False,
-    )  # fmt: skip
-
-
-def in_one_line(done: subprocess.CompletedProcess[str], says: str) -> None:
-    """It ended with 2, and said why in a line."""
-    (line,) = [line for line in done.stderr.splitlines() if not line.startswith("warning: ")]
-    assert done.returncode == 2 and line.startswith("error: ") and says in line, (done.returncode, done.stderr)
+def in_one_line(ended: tuple[int, str, str], says: str) -> None:
+    """A command ended with 2, and said why in a line."""
+    code, _, err = ended
+    assert code == 2 and err.startswith("error: ") and says in err and len(err.splitlines()) == 1, (code, err)
 
 
 def until(condition: Callable[[], Any]) -> Any:
@@ -145,11 +136,11 @@ class Cut(ThreadingHTTPServer):
                     self.connection.close()
                     return
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                real = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
                 headers = {name: value for name, value in self.headers.items() if name.lower() != "host"}
-                real.request(self.command, self.path, body, headers)
-                answer = real.getresponse()
-                text = answer.read()
+                with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)) as real:
+                    real.request(self.command, self.path, body, headers)
+                    answer = real.getresponse()
+                    text = answer.read()
                 if self.server.left >= 0:
                     self.send_response(answer.status)
                     self.send_header("Content-Type", "application/json")
