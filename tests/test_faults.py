@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import socket
 import subprocess
 import zipfile
@@ -13,7 +14,7 @@ from typing import Any
 
 import fake_training
 import pytest
-from faulty import flipped, held, in_one_line, mounted
+from faulty import ROOT, flipped, held, in_one_line, mounted
 from registry_records import design, empty_store, record
 from tiny import ArrayCorpus, tiny
 
@@ -155,6 +156,7 @@ def test_a_damaged_checkpoint_is_not_gone_on_from(home: Path, monkeypatch: pytes
     begun = train()
     assert begun.context["resumed_at_step"] == 0
     assert begun.metrics["val_loss"] == whole.metrics["val_loss"]
+    path.unlink()
     path.with_suffix(".partial").write_bytes(good[:1000])
     checkpoints.usable(home, path.stem)
     assert list(path.parent.iterdir()) == []
@@ -172,3 +174,32 @@ def test_a_home_that_cannot_be_written_to(home: Path, ablate: Any) -> None:
             in_one_line(ablate(*argv), "read-only file system; set ABLATE_HOME to a folder that can be written to")
         assert len(Store.open(home, create=False).trials()) == 1
     assert sorted(path.name for path in home.iterdir()) == before
+
+
+# The list
+
+LIST = (ROOT / "tests" / "FAULTS.md").read_text(encoding="utf-8")
+ROWS = [line.strip("| ").split(" | ") for line in LIST.splitlines() if line.startswith("| ")][2:]
+FAULTS = """prepare; record; upload; mirror; compile; train; worker killed; driver killed; killed twice; Ctrl-C; SIGTERM;
+twice, then; disk full; spooled record truncated; token cache truncated; mirror truncated; checkpoint truncated; MLflow absent;
+never answers; refuses; dies between two calls; SQLite locked; two drivers; memory of the machine; memory of the device; NaN;
+hangs; clock set back; read-only home; /dev/shm"""
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
+def test_what_the_list_names_is_there(row: list[str]) -> None:
+    fault, done, named, proves = row
+    file, _, test = named.strip("`").partition("::")
+    assert re.search(rf"^def {test}\(", (ROOT / "tests" / file).read_text(encoding="utf-8"), re.MULTILINE), named
+    assert fault and done and proves
+
+
+@pytest.mark.parametrize("fault", [one.strip() for one in FAULTS.split(";")])
+def test_the_list_names_every_fault(fault: str) -> None:
+    assert any(fault in row[0] for row in ROWS)
+
+
+def test_every_test_of_a_fault_is_in_the_list() -> None:
+    for file in ("test_faults.py", "test_faults_fire.py"):
+        for test in re.findall(r"^def (test_\w+)\(", (ROOT / "tests" / file).read_text(encoding="utf-8"), re.MULTILINE):
+            assert "_list" in test or f"`{file}::{test}`" in LIST, test
