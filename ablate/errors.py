@@ -5,8 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 from collections.abc import Iterable
-
-from registry.home import home
+from pathlib import Path
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 DISK = FULL | {errno.EROFS, errno.EIO}
@@ -36,14 +35,14 @@ def of_the_disk(error: BaseException) -> OSError | None:
     return None
 
 
-def said(error: OSError) -> str:
-    """What the system would not do, where, and what helps, in a line."""
+def said(error: OSError, home: Path) -> str:
+    """What the system would not do, where, and what helps, in a line; `home` is where everything is kept."""
     cut = _cut_short(error)
     what = "no space left on device" if cut else (error.strerror or str(error)).lower()
     text = f"{error.filename}: {what}" if error.filename else what
     if error.errno in FULL or cut:
         return f"{text}; make room and give the same command again"
-    if error.errno in (errno.EROFS, errno.EACCES) and str(error.filename).startswith(str(home())):
+    if error.errno in (errno.EROFS, errno.EACCES) and str(error.filename).startswith(str(home)):
         return f"{text}; set ABLATE_HOME to a folder that can be written to"
     return text
 

@@ -386,7 +386,7 @@ class Worker(tune.Trainable):
         try:
             got = execute(job, replace(self.place, deaths=row.deaths))
         except OSError as error:
-            return {"done": True, "trouble": said(error)}
+            return {"done": True, "trouble": said(error, self.place.home)}
         self.usable = usable(self.place.device)
         if isinstance(got, TrialRecord):
             return {"done": True, "record": got.to_json()}
