@@ -13,7 +13,7 @@ import typer
 from typer.main import get_command
 
 from ablate import __version__
-from ablate.commands import INTERRUPTED, WRONG, app
+from ablate.commands import INTERRUPTED, WRONG, app, refusal
 from ablate.errors import UserError
 
 BROKEN_PIPE = 141
@@ -57,8 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         extra = "[train]" if name in TRAIN_EXTRA else ""
         return _wrong(f"this needs {name}, which is not installed: pip install 'ablate-bench{extra}'")
     except OSError as error:
-        what = error.strerror or str(error)
-        return _wrong(f"{error.filename}: {what.lower()}" if error.filename else what)
+        return _wrong(refusal(error))
     except ValueError as error:
         if not isinstance(error, UserError) and not type(error).__module__.startswith("registry."):
             raise

@@ -12,12 +12,14 @@ from ablate.worker import Contended, Job
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What became of a row: a `record`, in JSON; `contended` or `crowded`; or neither, for its worker was lost because of `reason`."""
+    """What became of a row: a `record`, in JSON; `contended` or `crowded`; `trouble` with the disk; or nothing, for its worker was lost
+    because of `reason`."""
 
     index: int
     record: str | None = None
     contended: Contended | None = None
     crowded: bool = False
+    trouble: str = ""
     reason: str = ""
 
 
@@ -101,12 +103,13 @@ class Rows:
         return Row(chosen, self._finished_before[chosen], self.deaths[chosen])
 
     def answer(
-        self, turn: str, record: str | None = None, contended: Contended | None = None, crowded: bool = False
-    ) -> None:
+        self, turn: str, record: str | None = None, contended: Contended | None = None, crowded: bool = False,
+        trouble: str = "",
+    ) -> None:  # fmt: skip
         """A worker came back, and is free."""
         index = self._live.pop(turn)
         self._freed = self._shapes[index]
-        self._answers.put(Answer(index=index, record=record, contended=contended, crowded=crowded))
+        self._answers.put(Answer(index=index, record=record, contended=contended, crowded=crowded, trouble=trouble))
 
     def lost(self, turn: str, reason: str) -> None:
         """A worker did not come back."""

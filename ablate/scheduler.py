@@ -12,6 +12,7 @@ import gc
 import logging
 import os
 import queue
+import signal
 import sys
 import threading
 import time
@@ -24,7 +25,7 @@ from typing import Any
 
 from ablate import environment
 from ablate.ending import SIGNALS, end_ray, handle, signals
-from ablate.errors import UserError
+from ablate.errors import UserError, said
 from ablate.mps import mps
 from ablate.process import reset, usable
 from ablate.rows import Answer, Row, Rows
@@ -83,7 +84,7 @@ def run(
     second. Records say when the run `started`, in seconds since the epoch.
 
     Raises:
-        UserError: the cluster does not answer, or has nothing to train on.
+        UserError: the cluster does not answer, or has nothing to train on; the disk takes no record.
         StoreUnavailable: a tracking server that does not answer.
     """
     if not jobs:
@@ -111,6 +112,7 @@ class _Run:
         self.elsewhere: set[str] = set()
         self.failure: Exception | None = None
         self.signal: int | None = None
+        self.trouble = ""
         self.started, self.ended = threading.Event(), threading.Event()
         # not a SimpleQueue: in CPython 3.11 a signal can make its `get` forget the timeout and wait for ever
         self.answers: queue.Queue[Answer] = queue.Queue()
@@ -131,10 +133,12 @@ class _Run:
                 end_ray(ray_thread, others, started=self.started, closing=self.ended)
             while not self.answers.empty():
                 self._take(0)
-        if self.failure is not None and not self.records and self.signal is None:
+        if self.failure is not None and not self.records and not self.trouble and self.signal is None:
             raise self.failure
         self.writer.finish(30.0 if self.signal is None else 1.0)
         self._report()
+        if self.trouble and self.signal is None:
+            raise UserError(f"{self.trouble}; what is finished is kept")
         if self.failure is not None and self.signal is None:
             self.on_event(Message(f"Ray failed: {_one_line(self.failure)}"))
         ours = {record.record_id for record in self.records.values()}
@@ -165,7 +169,7 @@ class _Run:
 
     def _watch(self) -> None:
         reported, trouble, taken = 0.0, "", False
-        while self.signal is None and not (self.ended.is_set() and self.answers.empty()):
+        while self.signal is None and not self.trouble and not (self.ended.is_set() and self.answers.empty()):
             self._take(0.1)
             if self.started.is_set() and not taken:
                 taken = True
@@ -201,6 +205,8 @@ class _Run:
             self._finished(answer.index, TrialRecord.from_json(answer.record))
         elif answer.crowded:
             self.rows.aside(answer.index)
+        elif answer.trouble:
+            self.trouble = answer.trouble  # other trials would be trained for nothing, too
         elif contended is not None and self._spooled(job):
             self.elsewhere.add(job.trial_id)
             self.rows.settle(answer.index)
@@ -359,6 +365,8 @@ class Worker(tune.Trainable):
     def setup(self, config: dict[str, Any], jobs: Sequence[Job], place: Place) -> None:  # type: ignore[override]
         self.jobs, self.place = jobs, place
         self.usable = True
+        # Ray's own handler raises what a trial that calls `sys.exit` does, and a worker that is terminated is no result
+        handle({signal.SIGTERM: signal.SIG_DFL})
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once a process, by deterministic trials
         if place.lease == "gpu":
             uuid = environment.device_uuid(place.device)
@@ -375,7 +383,10 @@ class Worker(tune.Trainable):
         reset(self.place.device, self.place.threads)
         row = Row(**self.config)
         job = replace(self.jobs[row.index], finished_before=row.finished_before)
-        got = execute(job, replace(self.place, deaths=row.deaths))
+        try:
+            got = execute(job, replace(self.place, deaths=row.deaths))
+        except OSError as error:
+            return {"done": True, "trouble": said(error, self.place.home)}
         self.usable = usable(self.place.device)
         if isinstance(got, TrialRecord):
             return {"done": True, "record": got.to_json()}
@@ -410,7 +421,9 @@ class _Search(Searcher):
         if error or not result:
             self._rows.lost(trial_id, self._reasons.found.get(trial_id, ""))
         else:
-            self._rows.answer(trial_id, result.get("record"), result.get("contended"), result.get("crowded", False))
+            self._rows.answer(
+                trial_id, result.get("record"), result.get("contended"), result.get("crowded", False), result.get("trouble", "")
+            )  # fmt: skip
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune keeps a copy to resume from, and records say what is done."""

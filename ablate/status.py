@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -61,23 +62,26 @@ class StatusFile:
     def rest(self) -> None:
         """The phase is over, and none begins that a timeline shows."""
         if self._since is not None:
-            self.timeline.append([self._status.phase, self._since, time.time()])
+            self.timeline.append(
+                [self._status.phase, self._since, max(self._since, time.time())]
+            )  # clocks are set back
             self._since = None
 
     def progress(self, *, step: int, steps: int, loss: float | None, tokens_per_second: float | None) -> None:
         self._status = replace(self._status, step=step, steps=steps, loss=loss, tokens_per_second=tokens_per_second)
-        if time.time() - self._status.updated_at >= WRITE_SECONDS or step == steps:
+        if time.monotonic() - self._written >= WRITE_SECONDS or step == steps:
             self._write()
 
     def close(self) -> None:
         self.path.unlink(missing_ok=True)
 
     def _write(self) -> None:
-        self._status = replace(self._status, updated_at=time.time())
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._status, self._written = replace(self._status, updated_at=time.time()), time.monotonic()
         partial = self.path.with_suffix(".partial")
-        partial.write_text(json.dumps(asdict(self._status)), encoding="utf-8")
-        partial.replace(self.path)
+        with contextlib.suppress(OSError):  # a full disk ends no trial for want of a report
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(json.dumps(asdict(self._status)), encoding="utf-8")
+            partial.replace(self.path)
 
 
 def status_folder(home: Path) -> Path:

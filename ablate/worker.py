@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import time
 import traceback
@@ -13,9 +14,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ablate import memory, process
+from ablate import checkpoints, memory, process
 from ablate.environment import describe, environment_id
-from ablate.errors import UserError
+from ablate.errors import UserError, of_the_disk
 from ablate.lease import Lease
 from ablate.status import StatusFile, log_path
 from ablate.watchdog import Watchdog
@@ -119,8 +120,10 @@ class TrialTimeout(Exception):
 def execute(job: Job, place: Place) -> TrialRecord | Contended | Crowded:
     """Make one attempt at `job`. When this returns a record, the spool has it.
 
-    Waits while another process trains the same trial. What goes wrong in training is a status of the record; what is raised is
-    trouble with the disk.
+    Waits while another process trains the same trial. What goes wrong in training is a status of the record.
+
+    Raises:
+        OSError: the disk takes nothing; there is no record then, and the trial is to be trained again.
     """
     environment = describe(place.device, place.threads)
     key = attempt_key(job.trial_id, environment_id(environment), job.purpose)
@@ -143,7 +146,7 @@ def execute(job: Job, place: Place) -> TrialRecord | Contended | Crowded:
 
             record = _attempt(job, place, environment, status, keep)
             if isinstance(record, TrialRecord) and record.status in ("finished", "diverged"):
-                _checkpoint_path(job, place, key).unlink(missing_ok=True)
+                checkpoints.path(place.home, key).unlink(missing_ok=True)
             return record
         finally:
             lock.release()
@@ -204,6 +207,8 @@ def _attempt(
                 result = train()
             how, cause = result.status, result.cause
         except (Exception, SystemExit) as error:  # whatever a variant does, the worker lives on
+            if (refused := of_the_disk(error)) is not None:
+                raise refused from None  # this is no result of the trial's
             traceback.print_exc()
             how, cause = _failure(error)
         finally:
@@ -256,7 +261,8 @@ def train_job(job: Job, place: Place, hooks: Hooks) -> Result:
         raise UserError(f"the corpus changed: {corpus.fingerprint} here, {job.corpus_fingerprint} when it was planned")
     hooks.phase("compile")
     long = job.estimated_seconds is not None and job.estimated_seconds > LONG_SECONDS
-    checkpoint = Checkpoint(_checkpoint_path(job, place), CHECKPOINT_SECONDS) if long else None
+    key = attempt_key(job.trial_id, environment_id(describe(place.device, place.threads)), job.purpose)
+    checkpoint = Checkpoint(checkpoints.usable(place.home, key), CHECKPOINT_SECONDS) if long else None
     return train(
         recipe, hooks.on_step, corpus=corpus, device=place.device, exclusive=hooks.exclusive, checkpoint=checkpoint,
         kept=process.steps(),
@@ -272,13 +278,27 @@ def _failure(error: Exception | SystemExit) -> tuple[str, str]:
     return "out_of_memory" if memory.is_exhausted(error) else "crashed", cause
 
 
+class _Log(io.TextIOWrapper):
+    """A file that loses what a full disk does not take: no trial ends for want of its log."""
+
+    class _Raw(io.FileIO):
+        def write(self, data: Any) -> int:
+            try:
+                return super().write(data)
+            except OSError:
+                return len(data)
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.BufferedWriter(self._Raw(path, "w")), encoding="utf-8", line_buffering=True)
+
+
 @contextmanager
 def _captured(path: Path) -> Iterator[None]:
     """Send what this process prints, from Python and from C, to a file that starts empty."""
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = [os.dup(1), os.dup(2)]
     try:
-        with path.open("w", buffering=1, encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
+        with _Log(path) as file, redirect_stdout(file), redirect_stderr(file):
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
             yield
@@ -286,11 +306,6 @@ def _captured(path: Path) -> Iterator[None]:
         for target, descriptor in enumerate(kept, start=1):
             os.dup2(descriptor, target)
             os.close(descriptor)
-
-
-def _checkpoint_path(job: Job, place: Place, key: str | None = None) -> Path:
-    key = key or attempt_key(job.trial_id, environment_id(describe(place.device, place.threads)), job.purpose)
-    return place.home / "checkpoints" / f"{key}.pt"
 
 
 def _resolve(path: str) -> Trainer:

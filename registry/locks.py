@@ -28,8 +28,10 @@ def write_whole(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)  # of a failed write the system names none
         raise
     sync_folder(path.parent)
 
@@ -111,10 +113,11 @@ class TrialLock(FileLock):
         self._counter = self.path.with_suffix(".count")
 
     def finished(self) -> int:
-        """How many attempts were finished; anyone may ask, at any time."""
+        """How many attempts were finished; anyone may ask, at any time. A damaged counter begins again: the store and the spool
+        say what is done."""
         try:
-            return int(self._counter.read_text(encoding="ascii"))
-        except FileNotFoundError:
+            return int(self._counter.read_bytes())
+        except (FileNotFoundError, ValueError):
             return 0
 
     def mark_finished(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import warnings
 from pathlib import Path
@@ -22,14 +23,18 @@ class Spool:
 
     def put(self, record: TrialRecord) -> None:
         """Write `record`: when this returns it survives a crash of the process and of the machine."""
-        write_whole(self._path(record.record_id), record.to_json())
+        text = record.to_json()
+        write_whole(self._path(record.record_id), f"{text}\n{_checksum(text.encode())}")
 
     def records(self) -> list[TrialRecord]:
         """Every whole record, oldest attempt first. A damaged file goes to `damaged/`, with a `SpoolWarning`."""
         found = []
         for path in sorted(self.folder.glob("[!.]*.json")):
             try:
-                record = TrialRecord.from_json(path.read_bytes())
+                text, _, checksum = path.read_bytes().partition(b"\n")
+                record = TrialRecord.from_json(text)
+                if checksum and checksum.decode("ascii", "replace") != _checksum(text):
+                    raise RecordError("its checksum is another one")
                 if record.record_id != path.stem:
                     raise RecordError(f"record_id: {record.record_id!r} is not the name of its file")
             except FileNotFoundError:
@@ -61,3 +66,7 @@ class Spool:
         except FileNotFoundError:
             return  # set aside by another process in between
         warnings.warn(f"{target}: not a record, moved out of the spool ({reason})", SpoolWarning, stacklevel=3)
+
+
+def _checksum(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()

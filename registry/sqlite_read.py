@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .layout import CHUNKS, COMPLETE, CURVES, ID, KIND, Kind, TaggedRun, chunk_names
+from .trouble import StoreError, StoreUnavailable, unreadable
 
+PATIENCE_SECONDS = 30.0
+"""How long a reader waits for a writer."""
 _COLUMNS = {
     "tags": {"key", "value", "run_uuid"},
     "runs": {"run_uuid", "lifecycle_stage", "experiment_id"},
@@ -85,19 +88,29 @@ class FastReader:
     @contextmanager
     def _connect(self) -> Iterator[sqlite3.Connection]:
         # Nothing is written here, but only a connection that may write can roll back what a killed writer left half done.
-        with closing(sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=rw", uri=True, timeout=30)) as connection:
-            yield connection
+        uri = f"{self.path.absolute().as_uri()}?mode=rw"
+        try:
+            with closing(sqlite3.connect(uri, uri=True, timeout=PATIENCE_SECONDS)) as connection:
+                yield connection
+        except sqlite3.DatabaseError as error:
+            raise unreadable(error, f"sqlite:///{self.path}") from None
 
 
 def open_fast(path: Path) -> FastReader | None:
-    """A reader of this database, or None where its schema is not the one we know."""
+    """A reader of this database, or None where its schema is not the one we know.
+
+    Raises:
+        StoreUnavailable: another process holds it locked.
+    """
     reader = FastReader(path)
     try:
         with reader._connect() as database:
             for table, columns in _COLUMNS.items():
                 if not columns <= {row[1] for row in database.execute(f"PRAGMA table_info({table})")}:
                     return None
-    except sqlite3.DatabaseError:
+    except StoreUnavailable:
+        raise
+    except StoreError:
         return None
     return reader
 

@@ -16,7 +16,7 @@ import sqlite3
 import warnings
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from itertools import islice
@@ -31,7 +31,7 @@ from .record import DesignRecord, MarkRecord, TrialRecord, retractions
 from .spool import Spool
 from .sqlite_read import FastReader, database_state, open_fast
 from .sqlite_write import BulkWriter, open_bulk, plain
-from .trouble import StoreError, StoreUnavailable, StoreWarning, explained, forbidden, one_line
+from .trouble import LOCKED, StoreError, StoreUnavailable, StoreWarning, explained, forbidden, one_line, unreadable
 
 __all__ = ["Changes", "Store", "StoreError", "StoreUnavailable", "StoreWarning"]
 
@@ -146,8 +146,14 @@ class Store:
     def declare(self, design: DesignRecord) -> None:
         """Make `design` the newest of its suite and scale, unless the newest says the same."""
         known = [old for old in self.designs() if (old.suite, old.scale) == (design.suite, design.scale)]
-        if not known or not max(known, key=lambda old: old.created_at).says_the_same(design):
-            self.write_design(design)
+        if known:
+            newest = max(known, key=lambda old: old.created_at)
+            if newest.says_the_same(design):
+                return
+            if design.created_at <= newest.created_at:  # the clock was set back
+                later = datetime.fromisoformat(newest.created_at) + timedelta(milliseconds=1)
+                design = replace(design, created_at=later.isoformat(timespec="milliseconds"))
+        self.write_design(design)
 
     def ingest(self, spool: Spool) -> int:
         """Take over what is spooled, and clear it; returns how many. Raises `StoreUnavailable`, leaving the rest
@@ -292,6 +298,8 @@ class Store:
                 _reach(self.uri)
             return MlflowClient(tracking_uri=self.uri)
         except Exception as error:  # MLflow, SQLAlchemy, Alembic and the drivers raise their own
+            if LOCKED in str(error):
+                raise unreadable(sqlite3.OperationalError(LOCKED), self.name) from None
             reason = one_line(error).replace(self.uri, self.name)  # which has the password
             raise StoreError(f"tracking store {self.name} cannot be used: {reason}") from None
 
@@ -489,7 +497,7 @@ def _import_quietly() -> None:
         import mlflow.tracking  # noqa: F401
 
     for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _reach(uri: str) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import sqlite3
 from urllib.parse import urlsplit
+
+LOCKED = "database is locked"
 
 
 class StoreError(ValueError):
@@ -31,9 +34,19 @@ def explained(error: Exception, name: str, uri: str) -> StoreError:
     if status == 404:
         return StoreError(f"{store}: there is no MLflow server at this address; check MLFLOW_TRACKING_URI")
     if (server and "API request to" in str(error)) or code == "TEMPORARILY_UNAVAILABLE":
-        advice = "start it, or set MLFLOW_TRACKING_URI" if server else "is its folder writable?"
-        return StoreUnavailable(f"{store} does not answer ({_why(error)}): {advice}")
+        if server:
+            return StoreUnavailable(f"{store} does not answer ({_why(error)}): start it, or set MLFLOW_TRACKING_URI")
+        return StoreUnavailable(
+            f"{store} takes nothing ({_why(error)}): is there room, and may its folder be written to?"
+        )
     return StoreError(f"{store}: {one_line(error).replace(uri, name)}")
+
+
+def unreadable(error: sqlite3.DatabaseError, name: str) -> StoreError:
+    """What an error of SQLite's means to who reads the database that is called `name`."""
+    if LOCKED in str(error):
+        return StoreUnavailable(f"tracking store {name}: {LOCKED} by another process; try again when that is done")
+    return StoreError(f"tracking store {name} cannot be read: {one_line(error)}")
 
 
 def _http_status(error: BaseException) -> int | None:
@@ -67,4 +80,6 @@ def _why(error: BaseException) -> str:
         cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
     if cause is error:
         return one_line(error).rpartition("failed with ")[2][:120]
+    if isinstance(cause, sqlite3.Error):
+        return str(cause)
     return getattr(cause, "strerror", None) or type(cause).__name__

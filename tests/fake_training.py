@@ -20,7 +20,7 @@ from ablate.worker import Hooks, Job, Place
 
 def job(seed: int = 0, *, finished_before: int = 0, shape: str = "", **recipe: Any) -> Job:
     """A job whose `recipe` says how `train` behaves: `seconds`, `gate` (a file to wait for), `raises`, `prints`, `dies`, `hangs`,
-    `crowded`."""
+    `crowded`, `holds` (by seed, the phase in which to wait for the file `GATES-SEED`) with `gates`."""
     return Job(
         trial_id=f"{seed:016x}", cell_id="c" * 16, label="fake", suite="fake", scale="nano", seed=seed, recipe=recipe,
         levels={"model.norm": "fake"}, corpus_fingerprint="d" * 16, evaluation_fingerprint="f" * 16, text_fingerprint="a" * 16,
@@ -35,12 +35,15 @@ def train(job: Job, place: Place, hooks: Hooks) -> Result:
     recipe = job.recipe
     _note(place.home, "begin", job, os.getpid())
     print(recipe.get("prints", ""))
+    _hold(job, place, "prepare")
     hooks.phase("compile")
+    _hold(job, place, "compile")
     if recipe.get("crowded") == job.seed and not place.alone:
         memory.held_by_others = lambda device: 5.0
         raise torch.OutOfMemoryError("CUDA out of memory")
     with hooks.exclusive:
         _note(place.home, "measure", job, os.getpid())
+        _hold(job, place, "train")
         if recipe.get("dies") == job.seed:
             os.kill(os.getpid(), signal.SIGKILL)
         while recipe.get("hangs") == job.seed:
@@ -71,6 +74,13 @@ def notes(home: Path, kind: str) -> list[tuple[str, int]]:
     return [(trial_id, int(pid)) for what, trial_id, pid in lines if what == kind]
 
 
+def _hold(job: Job, place: Place, phase: str) -> None:
+    if job.recipe.get("holds", {}).get(str(job.seed)) == phase:
+        _note(place.home, f"holds-{phase}", job, os.getpid())
+        while not Path(f"{job.recipe['gates']}-{job.seed}").exists():
+            time.sleep(0.02)
+
+
 def _note(home: Path, kind: str, job: Job, pid: int) -> None:
     with (home / "trainings").open("a") as file:
         file.write(f"{kind} {job.trial_id} {pid}\n")
@@ -79,6 +89,7 @@ def _note(home: Path, kind: str, job: Job, pid: int) -> None:
 def main(home: Path, options: dict[str, Any]) -> int:
     """Do what `ablate run` does: ask what is done, then run the rest. Prints the outcome as JSON; its exit codes are `ablate`'s."""
     from ablate import environment, scheduler
+    from ablate.errors import UserError
     from registry.locks import TrialLock
     from registry.record import attempt_key
     from registry.spool import Spool
@@ -98,15 +109,19 @@ def main(home: Path, options: dict[str, Any]) -> int:
         if j.trial_id not in done
     ]
     events: list[Any] = []
-    outcome = scheduler.run(
-        todo,
-        home=home,
-        open_store=lambda: store,
-        workers_per_device=workers,
-        timeout=options.get("timeout"),
-        trainer="fake_training:train",
-        on_event=events.append,
-    )
+    try:
+        outcome = scheduler.run(
+            todo,
+            home=home,
+            open_store=lambda: store,
+            workers_per_device=workers,
+            timeout=options.get("timeout"),
+            trainer="fake_training:train",
+            on_event=events.append,
+        )
+    except UserError as error:
+        print(json.dumps({"error": str(error)}), flush=True)
+        return 2
     report = {
         "asked": len(todo), "records": [r.trial_id for r in outcome.records], "status": [r.status for r in outcome.records],
         "elsewhere": outcome.elsewhere, "missing": outcome.missing, "spooled": outcome.waiting_in_spool,

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,13 +40,13 @@ def own_temporary_folder(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
 
 class Driver:
-    """`fake_training.main` in a process group of its own."""
+    """`fake_training.main` in a process group of its own; the words `before` start it."""
 
-    def __init__(self, home: Path, **options: Any) -> None:
+    def __init__(self, home: Path, before: Sequence[str] = (), **options: Any) -> None:
         path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
         self.log = (home / f"driver-{time.monotonic_ns()}").open("w+")
         self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "tests" / "fake_training.py"), str(home), json.dumps(options)],
+            [*before, sys.executable, str(ROOT / "tests" / "fake_training.py"), str(home), json.dumps(options)],
             env=os.environ | {"PYTHONPATH": path}, stdout=self.log, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
 
@@ -76,8 +76,8 @@ class Driver:
 
 
 @contextmanager
-def driver(home: Path, **options: Any) -> Iterator[Driver]:
-    made = Driver(home, **options)
+def driver(home: Path, before: Sequence[str] = (), **options: Any) -> Iterator[Driver]:
+    made = Driver(home, before, **options)
     try:
         yield made
     finally:

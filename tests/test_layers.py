@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ENGINE = """
     pytest_plugin foreign
     __main__ cli commands against side check session verify housekeeping doctor timeline render_outlook render __init__
-    display scheduler ending rows scratch mps writer speed outlook plan known worker watchdog status lease
+    display scheduler ending rows scratch mps writer speed outlook plan known worker checkpoints watchdog status lease
     inference counts rounding turns process train feed step graph scaling memory convert environment
     tune design match measure suite _suite_arms _grid _cells _suite_design _checks _labels _suite_schema optimal fractional aliases
     spec _resolve _words presets

@@ -83,6 +83,14 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def refusal(error: OSError) -> str:
+    """What the system would not do, and what helps, in a line."""
+    from ablate.errors import said
+    from registry.home import home
+
+    return said(error, home())
+
+
 def prepare_corpora(design: Design) -> None:
     """Have every corpus of the design in the cache."""
     from ablate import data
