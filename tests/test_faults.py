@@ -176,6 +176,25 @@ def test_a_home_that_cannot_be_written_to(home: Path, ablate: Any) -> None:
     assert sorted(path.name for path in home.iterdir()) == before
 
 
+def test_a_disk_that_is_full_while_a_trial_trains_is_no_result_of_the_trial(home: Path) -> None:
+    home.mkdir()
+    place = worker.Place(home=home, device="cpu", threads=1, lease=None, trainer="faulty:without_room")
+    with pytest.raises(OSError, match="No space left"):
+        worker.execute(fake_training.job(), place)
+    assert Spool(home).records() == []
+
+
+def test_a_log_and_a_status_that_cannot_be_written_end_no_trial(home: Path) -> None:
+    job = fake_training.job(prints="a line")
+    for path in (home / "logs" / f"{job.trial_id}.log", home / "status" / f"{job.trial_id}.{os.getpid()}.partial"):
+        path.parent.mkdir(parents=True)
+        path.symlink_to("/dev/full")
+    place = worker.Place(home=home, device="cpu", threads=1, lease=None, trainer="fake_training:train")
+    record = worker.execute(job, place)
+    assert Spool(home).records() == [record]
+    assert record.status == "finished"  # type: ignore[union-attr]
+
+
 # The list
 
 LIST = (ROOT / "tests" / "FAULTS.md").read_text(encoding="utf-8")
