@@ -162,3 +162,12 @@ class Cut(ThreadingHTTPServer):
 
 def flipped(raw: bytes, at: int) -> bytes:
     return raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :]
+
+
+def without_room(job: Any, place: Any, hooks: Any) -> Any:
+    """A trainer whose disk is full; what it calls says something else of that."""
+    try:
+        with open("/dev/full", "w") as file:
+            file.write("x")
+    except OSError:
+        raise RuntimeError("unexpected position") from None

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import fake_training
+import numpy as np
 import pytest
 from faulty import ROOT, flipped, held, in_one_line, mounted
 from registry_records import design, empty_store, record
 from tiny import ArrayCorpus, tiny
 
 from ablate import checkpoints, data, process, worker
+from ablate.errors import said
 from ablate.lease import Lease
 from registry import sqlite_read
 from registry.locks import TrialLock
@@ -174,6 +176,31 @@ def test_a_home_that_cannot_be_written_to(home: Path, ablate: Any) -> None:
             in_one_line(ablate(*argv), "read-only file system; set ABLATE_HOME to a folder that can be written to")
         assert len(Store.open(home, create=False).trials()) == 1
     assert sorted(path.name for path in home.iterdir()) == before
+
+
+def test_a_disk_that_is_full_while_a_trial_trains_is_no_result_of_the_trial(home: Path) -> None:
+    home.mkdir()
+    place = worker.Place(home=home, device="cpu", threads=1, lease=None, trainer="faulty:without_room")
+    with pytest.raises(OSError, match="No space left"):
+        worker.execute(fake_training.job(), place)
+    assert Spool(home).records() == []
+
+
+def test_a_full_disk_is_named_where_numpy_counts_what_it_wrote(home: Path) -> None:
+    with pytest.raises(OSError, match="requested and") as caught, open("/dev/full", "wb") as file:
+        np.zeros(2**20).tofile(file)
+    assert said(caught.value, home) == "no space left on device; make room and give the same command again"
+
+
+def test_a_log_and_a_status_that_cannot_be_written_end_no_trial(home: Path) -> None:
+    job = fake_training.job(prints="a line")
+    for path in (home / "logs" / f"{job.trial_id}.log", home / "status" / f"{job.trial_id}.{os.getpid()}.partial"):
+        path.parent.mkdir(parents=True)
+        path.symlink_to("/dev/full")
+    place = worker.Place(home=home, device="cpu", threads=1, lease=None, trainer="fake_training:train")
+    record = worker.execute(job, place)
+    assert Spool(home).records() == [record]
+    assert record.status == "finished"  # type: ignore[union-attr]
 
 
 # The list
