@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import random
 import re
 import sqlite3
@@ -466,11 +467,15 @@ def test_an_export_that_fails_leaves_the_file_that_was_there(here: Store, tmp_pa
     file = tmp_path / "records.ablate"
     file.write_text("before")
 
-    def full(*args: object) -> None:
-        raise OSError(28, "No space left on device", str(file))
+    replace = os.replace
+
+    def full(source: str, target: str) -> None:
+        if Path(target) == file:
+            raise OSError(28, "No space left on device", str(file))
+        replace(source, target)
 
     monkeypatch.setattr("os.replace", full)
     code, _, err = cli(here, "export", file)
-    assert (code, err) == (2, f"error: {file}: no space left on device\n")
+    assert (code, err) == (2, f"error: {file}: no space left on device; make room and give the same command again\n")
     assert [path.name for path in tmp_path.glob("*ablate*")] == ["records.ablate"]
     assert file.read_text() == "before"
