@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from ablate import against
+
 ROOT = Path(__file__).resolve().parent.parent
 SUITE = """
 name: one-arm
@@ -71,11 +73,13 @@ def findings(printed: str) -> dict[str, dict[str, Any]]:
 def test_a_slower_attention_is_found_with_its_interval_and_other_names_pass(home: Path, repository: Path) -> None:
     edit(repository, "ablate/model.py", lambda code: code.replace("hidden", "of_the_last_block"))
     code, printed, said = check(repository, "one-arm.yaml", "--against", "HEAD", "--json")
-    assert code == 0, printed + said
+    assert code in (0, 3), printed + said
     found = findings(printed)
+    time = found.pop("step_time_ms")
     assert {one["verdict"] for one in found.values()} == {"pass"}, printed
     assert found["val_loss"]["before"] == found["val_loss"]["after"]
-    assert 0.95 < found["step_time_ms"]["low"] < found["step_time_ms"]["high"] < 1.05
+    assert time["verdict"] == ("pass" if code == 0 else "inconclusive"), printed  # which a busy machine may leave it at
+    assert time["low"] < 1.05 and time["high"] > 0.95
 
     edit(repository, ATTENTION, lambda code: code.replace(
         RIGHT, RIGHT.replace("        if", f"        for _ in range({COPIES}):\n            q.clone()\n        if")
@@ -114,3 +118,36 @@ def test_code_that_is_in_no_checkout_has_no_revisions(home: Path, repository: Pa
     shutil.rmtree(repository / ".git")
     code, printed, said = check(repository, "one-arm.yaml", "--against", "HEAD")
     assert (code, printed) == (2, "") and "is not the top of a git checkout" in said, said
+
+
+class Fake:
+    """A side whose steps take as long as is said, for one process after another."""
+
+    name = "fake"
+
+    def __init__(self, *seconds: float) -> None:
+        self.seconds, self.process = seconds, 0
+
+    def ask(self, what: str, **given: Any) -> Any:
+        seconds = self.seconds[min(self.process, len(self.seconds) - 1)]
+        return {"step": seconds} if what == "window" else seconds
+
+    def renew(self) -> None:
+        self.process += 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "verdict", "processes"),
+    [
+        ([1.0], "pass", 1),
+        ([1.1], "regression", 2),
+        ([0.9], "improvement", 2),
+        ([1.1, 1.0], "pass", 2),
+        ([1.1, 0.9, 1.1], "inconclusive", 3),
+    ],
+)
+def test_a_time_is_called_where_two_looks_in_a_row_agree(seconds: list[float], verdict: str, processes: int) -> None:
+    old, new = Fake(1.0), Fake(*seconds)
+    found = against._time("a", old, new, lambda text: None)  # type: ignore[arg-type]
+    assert found.verdict == verdict
+    assert old.process == new.process == processes - 1
