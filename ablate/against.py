@@ -8,14 +8,14 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ablate
-from ablate.check import LOSS
+from ablate.check import LOSS, Say
 from ablate.errors import UserError
 from ablate.turns import MOST_STEPS, in_turns
 from registry import gate
@@ -30,7 +30,6 @@ MORE_SEEDS = 6
 WINDOW_SECONDS = 0.06
 """Longer ones are no less noisy where others use the machine, and more of them are less."""
 TIME = "step_time_ms"
-Say = Callable[[str], None]
 
 
 class Process:

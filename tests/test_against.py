@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import copied
 import pytest
 
 from ablate import against
 
-ROOT = Path(__file__).resolve().parent.parent
-SUITE = """
-name: one-arm
-description: The baseline alone.
-base: {scale: nano, data.source: synthetic, train.tokens: 40000}
-seeds: 2
-"""
 ATTENTION, RIGHT = (
     "ablate/variants/_attend.py",
     "        q, k = q.to(v.dtype), k.to(v.dtype)\n        if seen.decoding:\n",
@@ -33,10 +25,8 @@ COPIES = 250
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
     """The code of this checkout as the only commit of a repository."""
-    folder = tmp_path / "repository"
-    for name in ("ablate", "registry", "suites"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "one-arm.yaml").write_text(SUITE, encoding="utf-8")
+    folder = copied.copy_to(tmp_path / "repository")
+    (folder / "one-arm.yaml").write_text(copied.ONE_ARM, encoding="utf-8")
     git(folder, "init", "--quiet")
     git(folder, "add", "--all")
     git(folder, "-c", "user.name=a", "-c", "user.email=a@example.org", "commit", "--quiet", "--message", "all")
@@ -49,10 +39,7 @@ def git(folder: Path, *argv: str) -> str:
 
 def check(folder: Path, *argv: str) -> tuple[int, str, str]:
     """Run `ablate check` with the code of `folder`: its exit code, and what it printed on both streams."""
-    done = subprocess.run(
-        [sys.executable, "-m", "ablate", "check", *argv],
-        capture_output=True, text=True, cwd=folder, env=os.environ | {"PYTHONPATH": str(folder)},
-    )  # fmt: skip
+    done = copied.ablate(folder, "check", *argv)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -98,7 +85,9 @@ def test_a_slower_attention_is_found_with_its_interval_and_other_names_pass(home
 def test_a_suite_that_the_revision_does_not_have_is_compared_and_a_side_that_fails_says_which(
     home: Path, repository: Path
 ) -> None:
-    (repository / "new.yaml").write_text(SUITE.replace("one-arm", "new").replace("40000", "4000"), encoding="utf-8")
+    (repository / "new.yaml").write_text(
+        copied.ONE_ARM.replace("one-arm", "new").replace("40000", "4000"), encoding="utf-8"
+    )
     edit(repository, ATTENTION, lambda code: code.replace(RIGHT, '        raise RuntimeError("here")\n' + RIGHT))
     code, printed, said = check(repository, "new.yaml", "--against", "HEAD")
     assert (code, printed) == (2, ""), said

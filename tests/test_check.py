@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
+import copied
 import pytest
 import torch
 from tiny import ArrayCorpus, tiny
@@ -18,13 +15,6 @@ from ablate import counts, operators
 from ablate.rounding import Nudged
 from ablate.train import Kept, train
 
-ROOT = Path(__file__).resolve().parent.parent
-SUITE = """
-name: one-arm
-description: The baseline alone.
-base: {scale: nano, data.source: synthetic, train.tokens: 40000}
-seeds: 2
-"""
 RIGHT = "        return entropy.view(targets.shape), objective\n"
 WORSE = """
         torch._dynamo.graph_break()
@@ -87,21 +77,13 @@ def test_a_nudged_training_differs_in_its_rounding_alone() -> None:
 
 def ablate(folder: Path, *argv: str) -> tuple[int, str]:
     """Run a command with the package in `folder`: its exit code and what it printed."""
-    path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-m", "ablate", *argv],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": path},
-        cwd=folder,
-    )
+    done = copied.ablate(folder, *argv)
     return done.returncode, done.stdout + done.stderr
 
 
 def changed(folder: Path, text: str) -> Path:
     """A copy of the package with `text` at the end of the model's loss."""
-    for name in ("ablate", "registry", "suites"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    copied.copy_to(folder)
     model = folder / "ablate" / "model.py"
     code = model.read_text(encoding="utf-8")
     assert code.count(RIGHT) == 1
@@ -117,10 +99,10 @@ def test_what_is_planted_is_found_and_what_changes_nothing_passes(
     file, told = tmp_path / "b.json", tmp_path / "summary.md"
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
     suite = tmp_path / "one-arm.yaml"
-    suite.write_text(SUITE, encoding="utf-8")
-    code, said = ablate(ROOT, "baseline", "save", str(suite), "--seeds", "5", "-o", str(file))
+    suite.write_text(copied.ONE_ARM, encoding="utf-8")
+    code, said = ablate(copied.ROOT, "baseline", "save", str(suite), "--seeds", "5", "-o", str(file))
     assert code == 0, said
-    code, said = ablate(ROOT, "baseline", "show", str(file))
+    code, said = ablate(copied.ROOT, "baseline", "show", str(file))
     assert code == 0 and "(seeds 0, 1, 2, 3, 4)" in said, said
 
     same = changed(tmp_path / "same", SAME)
@@ -142,5 +124,5 @@ def test_what_is_planted_is_found_and_what_changes_nothing_passes(
     other = json.loads(file.read_text(encoding="utf-8"))
     other["environment"]["torch"] = "1.0"
     file.write_text(json.dumps(other), encoding="utf-8")
-    code, said = ablate(ROOT, "check", str(suite), "--baseline", str(file))
+    code, said = ablate(copied.ROOT, "check", str(suite), "--baseline", str(file))
     assert code == 4 and "environment needs a new baseline: torch 1.0 -> " in said, said
