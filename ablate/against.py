@@ -19,7 +19,7 @@ from ablate.check import LOSS, Say
 from ablate.errors import UserError
 from ablate.turns import MOST_STEPS, in_turns
 from registry import gate
-from registry.baseline import Arm
+from registry.baseline import Arm, Noise
 from registry.gate import Finding
 
 ROUNDS = (40, 120, 240)
@@ -116,21 +116,37 @@ def compare(
 def _of_arm(
     arm: str, old: Process, new: Process, seeds: list[int], first: int, margin: float | None, say: Say
 ) -> list[Finding]:
-    runs: list[dict[int, dict[str, float]]] = [{}, {}]
     counted = [side.ask("count", arm=arm) for side in (old, new)]
+    found, recorded = _loss(arm, old, new, seeds, first, margin, say)
+    numbers = [one | other for one, other in zip(recorded, counted, strict=True)]
+    return [*gate.counts(arm, numbers[0], numbers[1], []), found, _time(arm, old, new, say)]
+
+
+def _loss(
+    arm: str, old: Process, new: Process, seeds: list[int], first: int, margin: float | None, say: Say
+) -> tuple[Finding, list[dict[str, float]]]:
+    """Of the loss; and what a run of each side is recorded to need.
+
+    Where losses differ, what rounding alone does to those of the revision is measured.
+    """
+    runs: list[dict[int, dict[str, float]]] = [{}, {}]
+    nudged: dict[int, dict[str, float]] = {}
     found = Finding(arm, LOSS, "inconclusive")
     for some in (seeds[:first], seeds[first:]):
         for seed in some:
             for kept, side in zip(runs, (old, new), strict=True):
                 kept[seed] = side.ask("run", arm=arm, seed=seed)
         before, after = (Arm("", _losses(kept)) for kept in runs)
-        found = gate.loss(arm, before, after, None, margin)
+        if before.runs != after.runs:
+            nudged |= {seed: old.ask("run", arm=arm, seed=seed, nudged=True) for seed in runs[0] if seed not in nudged}
+        noise = Noise.of(
+            nudged[seed][LOSS] - loss for seed, loss in before.values(LOSS).items() if LOSS in nudged.get(seed, {})
+        )
+        found = gate.loss(arm, before, after, noise, margin)
         if found.verdict == "pass":
             break
         say(f"  {LOSS} {found.verdict} over {len(runs[0])} seeds")
-    recorded = [{k: v for k, v in next(iter(kept.values())).items() if k != LOSS} for kept in runs]
-    numbers = [one | other for one, other in zip(recorded, counted, strict=True)]
-    return [*gate.counts(arm, numbers[0], numbers[1], []), found, _time(arm, old, new, say)]
+    return found, [{k: v for k, v in next(iter(kept.values())).items() if k != LOSS} for kept in runs]
 
 
 def _losses(runs: dict[int, dict[str, float]]) -> dict[int, dict[str, float]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,9 @@ def run(
         UserError: trials that are missing because the run was interrupted.
     """
     ended = session.run(design, design, options, home=home, started=started, say=say)
+    if not (ended.good or ended.interrupted):
+        say("what failed is tried once more")  # a crowded machine is no regression
+        ended = session.run(design, design, replace(options, retry_failed=True), home=home, started=started, say=say)
     if ended.interrupted or ended.missing:
         raise UserError("the suite is not complete: run it again")
     records = _records(ended, home)
@@ -118,7 +122,7 @@ def calibrated(design: Design, *, home: Path, say: Say) -> Noise:
         ]
         differences.append(losses[1] - losses[0])
         say(f"[{place}/{len(design.trials)}] {trial.label} seed {trial.seed}  {differences[-1]:+.6f} nats/token")
-    known = [one for one in differences if math.isfinite(one)]
-    if not known:
+    noise = Noise.of(differences)
+    if noise is None:
         raise UserError("no trial of the suite finished, so that its noise is not known")
-    return Noise(math.sqrt(sum(one * one for one in known) / len(known)), len(known))
+    return noise

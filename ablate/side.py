@@ -21,8 +21,9 @@ from ablate.corpus import Corpus
 from ablate.design import Design, expand, parse_set
 from ablate.feed import resident
 from ablate.recipe import Recipe
+from ablate.rounding import Nudged
 from ablate.suite import load_suite
-from ablate.train import train
+from ablate.train import Kept, train
 from ablate.turns import Contestant
 
 
@@ -47,10 +48,10 @@ class Side:
                 self.recipes.setdefault(trial.label, {})[trial.seed] = trial.recipe
         return {"arms": {label: list(found) for label, found in self.recipes.items()}, "scale": design.scale}
 
-    def run(self, arm: str, seed: int) -> dict[str, float]:
-        """Train one run; its loss and what is counted of it. Without a loss it did not finish."""
-        recipe = self.recipes[arm][seed]
-        result = train(recipe, corpus=self._corpus(recipe), device=str(self.device))
+    def run(self, arm: str, seed: int, nudged: bool = False) -> dict[str, float]:
+        """Train one run; its loss and what is counted of it. Without a loss it did not finish. `nudged` as in `ablate.rounding`."""
+        recipe, kept = self.recipes[arm][seed], Nudged() if nudged else Kept()
+        result = train(recipe, corpus=self._corpus(recipe), device=str(self.device), kept=kept)
         wanted = RECORDED if result.status != "finished" else (*RECORDED, LOSS)
         return {name: result.metrics[name] for name in wanted if name in result.metrics}
 

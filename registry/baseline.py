@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,12 @@ class Noise:
 
     sd: float
     n: int
+
+    @classmethod
+    def of(cls, differences: Iterable[float]) -> Noise | None:
+        """From differences, which are around zero; those that are not finite tell nothing. None where there is none."""
+        known = [one for one in differences if math.isfinite(one)]
+        return cls(math.sqrt(sum(one * one for one in known) / len(known)), len(known)) if known else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -20,6 +21,8 @@ ATTENTION, RIGHT = (
 )
 COPIES = 250
 """Of queries, in each of nano's layers: a tenth of its step, and more."""
+NOISE = 0.003
+"""What another order of rounding does to a loss of a fake side, in nats/token."""
 
 
 @pytest.fixture
@@ -110,14 +113,19 @@ def test_code_that_is_in_no_checkout_has_no_revisions(home: Path, repository: Pa
 
 
 class Fake:
-    """A side whose steps take as long as is said, for one process after another."""
+    """A side whose steps take as long as is said, for one process after another, and whose losses are what is said of a seed."""
 
     name = "fake"
 
-    def __init__(self, *seconds: float) -> None:
-        self.seconds, self.process = seconds, 0
+    def __init__(self, *seconds: float, loss: Callable[[int], float] = float) -> None:
+        self.seconds, self.process, self.loss = seconds, 0, loss
+        self.nudged: list[int] = []
 
     def ask(self, what: str, **given: Any) -> Any:
+        if what == "run":
+            seed, nudged = given["seed"], given.get("nudged", False)
+            self.nudged += [seed] * nudged
+            return {"val_loss": self.loss(seed) + (-1) ** seed * NOISE * nudged}
         seconds = self.seconds[min(self.process, len(self.seconds) - 1)]
         return {"step": seconds} if what == "window" else seconds
 
@@ -140,3 +148,38 @@ def test_a_time_is_called_where_two_looks_in_a_row_agree(seconds: list[float], v
     found = against._time("a", old, new, lambda text: None)  # type: ignore[arg-type]
     assert found.verdict == verdict
     assert old.process == new.process == processes - 1
+
+
+def apart(by: Callable[[int], float]) -> tuple[str, Fake, Fake]:
+    """The verdict of losses that are so far apart, by seed, and both sides."""
+    old, new = Fake(loss=lambda seed: 3.6 + seed / 100), Fake(loss=lambda seed: 3.6 + seed / 100 + by(seed))
+    found, _ = against._loss("a", old, new, list(range(6)), 2, None, lambda text: None)  # type: ignore[arg-type]
+    return found.verdict, old, new
+
+
+def test_equal_losses_pass_with_the_first_seeds_and_no_noise_is_measured() -> None:
+    verdict, old, new = apart(lambda seed: 0.0)
+    assert verdict == "pass" and not old.nudged and not new.nudged
+
+
+@pytest.mark.parametrize(
+    ("by", "verdict"),
+    [
+        (lambda seed: NOISE * (-1) ** (seed // 2), "pass"),
+        (lambda seed: 0.036 + NOISE * (-1) ** (seed // 2), "regression"),
+        (lambda seed: -0.036 + NOISE * (-1) ** (seed // 2), "improvement"),
+    ],
+)
+def test_losses_that_differ_are_held_against_the_noise_of_the_revision(
+    by: Callable[[int], float], verdict: str
+) -> None:
+    found, old, new = apart(by)
+    assert found == verdict
+    assert old.nudged == list(range(6)) and not new.nudged
+
+
+def test_a_revision_that_does_not_finish_leaves_the_loss_undecided() -> None:
+    old, new = Fake(loss=lambda seed: math.nan), Fake()
+    old.ask = lambda what, **given: {}  # type: ignore[method-assign]
+    found, _ = against._loss("a", old, new, [0, 1], 2, None, lambda text: None)  # type: ignore[arg-type]
+    assert found.verdict == "inconclusive"

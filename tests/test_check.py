@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import copied
@@ -11,7 +12,8 @@ import pytest
 import torch
 from tiny import ArrayCorpus, tiny
 
-from ablate import counts, operators
+from ablate import check, counts, operators, session
+from ablate.errors import UserError
 from ablate.rounding import Nudged
 from ablate.train import Kept, train
 
@@ -126,3 +128,18 @@ def test_what_is_planted_is_found_and_what_changes_nothing_passes(
     file.write_text(json.dumps(other), encoding="utf-8")
     code, said = ablate(copied.ROOT, "check", str(suite), "--baseline", str(file))
     assert code == 4 and "environment needs a new baseline: torch 1.0 -> " in said, said
+
+
+def test_what_failed_is_tried_once_more_before_it_is_held_against_the_code(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = []
+
+    def run(design: object, whole: object, options: session.Options, **_: object) -> SimpleNamespace:
+        asked.append(options.retry_failed)
+        return SimpleNamespace(good=len(asked) > 1, interrupted=None, missing=True)
+
+    monkeypatch.setattr(check.session, "run", run)
+    with pytest.raises(UserError, match="run it again"):
+        check.run(None, session.Options(), home=tmp_path, started=0.0, say=lambda text: None)  # type: ignore[arg-type]
+    assert asked == [False, True]
