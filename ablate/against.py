@@ -23,8 +23,8 @@ from registry.baseline import Arm, Noise
 from registry.gate import Finding
 
 ROUNDS = (40, 120, 240)
-"""Of each look at the time of a step, in processes of its own: where a process has its memory makes some per cent. One that is no pass is
-followed by another, and nothing is called that two in a row do not say."""
+"""Of each look at the time of a step, in fresh processes: where a process has its memory makes some per cent, and ten or more in one
+that has trained. One that is no pass is followed by another, and nothing is called that two in a row do not say."""
 MORE_SEEDS = 6
 """A loss that did not pass at first is looked at again with so many seeds."""
 WINDOW_SECONDS = 0.06
@@ -157,9 +157,8 @@ def _time(arm: str, old: Process, new: Process, say: Say) -> Finding:
     """Of the time of a step."""
     found: list[Finding] = []
     for rounds in ROUNDS:
-        if found:
-            for side in (old, new):
-                side.renew()
+        for side in (old, new):
+            side.renew()
         shorter = min(side.ask("warm_up", arm=arm) for side in (old, new))
         steps = min(math.ceil(WINDOW_SECONDS / shorter), MOST_STEPS)
         windows = in_turns(
