@@ -178,7 +178,7 @@ def time(arm: str, metric: str, rounds: Sequence[Sequence[float]]) -> Finding:
     before, after = (
         float(np.median([one[place] for one in rounds for place in which])) * 1e3 for which in ((0, 3), (1, 2))
     )
-    estimate, low, high = (math.exp(value) for value in _trimmed(logs))
+    estimate, low, high = (math.exp(value) for value in trimmed(logs))
     margin = 1.0 + TIME_MARGIN
     verdict: Verdict = "inconclusive"
     if low > 1.0 and estimate > margin:
@@ -191,7 +191,7 @@ def time(arm: str, metric: str, rounds: Sequence[Sequence[float]]) -> Finding:
     return Finding(arm, metric, verdict, before, after, low, high, len(rounds), why)
 
 
-def _trimmed(values: np.ndarray) -> tuple[float, float, float]:
+def trimmed(values: np.ndarray) -> tuple[float, float, float]:
     """The mean of `values` without a share of `TRIM` at each end, and its interval at the two levels `ALPHA`."""
     n, cut = len(values), int(TRIM * len(values))
     ordered = np.sort(values)

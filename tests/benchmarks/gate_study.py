@@ -5,7 +5,8 @@
 
 Each condition is an edit of a copy of the package in a repository of its own, in which the whole command `ablate check --against HEAD`
 runs at nano; what its two sides measured is kept, a line a check. Each check has a learning rate of its own, so that no two are the same
-trainings. Lanes run at once, each on two cores. The summary resamples whole checks from all that was measured (`gate_resampled.py`).
+trainings. Lanes run at once, each on two cores that `--shared` of them have in common. The summary resamples whole checks from all that
+was measured (`gate_resampled.py`).
 """
 
 from __future__ import annotations
@@ -169,7 +170,7 @@ def sizes(lanes: list[Lane], pool: ThreadPoolExecutor) -> dict[str, float]:
     return {"copies": AT_FIRST * TENTH / slowed, "bytes": MORE_MEMORY * peak * 2**30}
 
 
-def study(output: Path, names: list[str], checks: int, lanes: int, seconds: float) -> None:
+def study(output: Path, names: list[str], checks: int, lanes: int, shared: int, seconds: float) -> None:
     """Add checks to the file until each condition has so many, or the time is over."""
     ends, lock = time.monotonic() + seconds, threading.Lock()
     known = [json.loads(line) for line in output.read_text().splitlines()] if output.exists() else []
@@ -179,7 +180,7 @@ def study(output: Path, names: list[str], checks: int, lanes: int, seconds: floa
     )
     cores = sorted(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(lanes) as pool:
-        own = [Lane(Path(folder) / str(i), set(cores[2 * i : 2 * i + 2])) for i in range(lanes)]
+        own = [Lane(Path(folder) / str(i), set(cores[i // shared * 2 :][:2])) for i in range(lanes)]
         size = next((one["sizes"] for one in known), None) or sizes(own, pool)
 
         def work(lane: Lane) -> None:
@@ -193,7 +194,7 @@ def study(output: Path, names: list[str], checks: int, lanes: int, seconds: floa
                 took = round(time.monotonic() - began, 1)
                 said = {
                     "condition": name, "place": place, "seconds": took, "load": round(os.getloadavg()[0], 1), "lanes": lanes,
-                    "sizes": size, "machine": f"{platform.machine()}, {len(cores)} cores",
+                    "shared": shared, "sizes": size, "machine": f"{platform.machine()}, {len(cores)} cores",
                     "at": datetime.now(UTC).isoformat(timespec="seconds"),
                 }  # fmt: skip
                 with lock, output.open("a", encoding="utf-8") as file:
@@ -209,6 +210,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("gate-study.jsonl"))
     parser.add_argument("--checks", type=int, default=20)
     parser.add_argument("--lanes", type=int, default=1)
+    parser.add_argument("--shared", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=math.inf)
     parser.add_argument("--summary", type=Path)
     for hidden in ("--one", "--cores", "--once"):
@@ -224,7 +226,9 @@ def main() -> None:
         lines = [json.loads(line) for line in given.output.read_text(encoding="utf-8").splitlines()]
         given.summary.write_text(json.dumps(gate_resampled.summary(lines), indent=1) + "\n", encoding="utf-8")
     else:
-        study(given.output, given.conditions or list(CONDITIONS), given.checks, given.lanes, given.seconds)
+        study(
+            given.output, given.conditions or list(CONDITIONS), given.checks, given.lanes, given.shared, given.seconds
+        )
 
 
 if __name__ == "__main__":
