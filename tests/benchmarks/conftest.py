@@ -7,7 +7,8 @@ nothing of this one's speed (`ablate check --against` holds times).
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -66,9 +67,16 @@ def pytest_benchmark_generate_machine_info() -> dict[str, Any]:
     return found | {AROUND: surroundings(found) | {"python": found["python"]} | libraries}
 
 
-def pytest_benchmark_compare_machine_info(config: pytest.Config, compared_benchmark: Mapping[str, Any]) -> None:
-    """The one hook that is shown the files that `--benchmark-compare` names, before anything runs."""
+@pytest.hookimpl(wrapper=True)
+def pytest_benchmark_compare_machine_info(
+    config: pytest.Config, compared_benchmark: Mapping[str, Any]
+) -> Generator[None, object, object]:
+    """The one hook that is shown the files that `--benchmark-compare` names, before anything runs. That another machine is another is a
+    verdict here and no warning, which would be an error."""
     config.stash.setdefault(FILES, []).append(compared_benchmark)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return (yield)
 
 
 def pytest_deselected(items: Sequence[pytest.Item]) -> None:
