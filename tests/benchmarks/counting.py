@@ -20,25 +20,30 @@ ROUNDS = 5
 
 
 class Held:
-    """Times a call with pytest-benchmark, and keeps what is counted of one more call in its `extra_info`."""
+    """Times a call with pytest-benchmark, and keeps what is counted of one more call in its `extra_info`.
+
+    Where benchmarks are disabled, as by pytest-xdist, it is called once.
+    """
 
     def __init__(self, benchmark: Any) -> None:
         self._benchmark = benchmark
 
     def tensors(self, call: Callable[[], object], settings: str = "") -> None:
         """Hold `operators`, `host_syncs` and `peak_memory_gib`. Where `settings` are not those of the file, a new one is asked for."""
-        for _ in range(WARM_UP):
-            call()
-        with _settled(), Footprint() as footprint:
-            call()
-        self._benchmark.extra_info |= footprint.counts() | {"settings": settings}
+        if self._benchmark.enabled:
+            for _ in range(WARM_UP):
+                call()
+            with _settled(), Footprint() as footprint:
+                call()
+            self._benchmark.extra_info |= footprint.counts() | {"settings": settings}
         self._benchmark(call if not torch.cuda.is_available() else lambda: (call(), torch.cuda.synchronize()))
 
     def python(self, call: Callable[..., object], setup: Callable[[], tuple[Any, ...]] = tuple) -> None:
         """Hold `calls`: how many Python functions `call(*setup())` enters, those of libraries included."""
-        for _ in range(WARM_UP):
-            call(*setup())
-        self._benchmark.extra_info["calls"] = float(_calls(call, setup()))
+        if self._benchmark.enabled:
+            for _ in range(WARM_UP):
+                call(*setup())
+            self._benchmark.extra_info["calls"] = float(_calls(call, setup()))
         self._benchmark.pedantic(call, setup=lambda: (setup(), {}), rounds=ROUNDS)
 
 
