@@ -82,8 +82,8 @@ RUN = "-p no:cacheprovider --benchmark-max-time=0.01 --benchmark-min-rounds=2 --
 before, again, changed = (Path(name).resolve() for name in ("before", "again", "changed"))
 
 
-def run(folder, *argv):
-    print(f"<<<{folder.name}", flush=True)
+def run(folder, *argv, name=""):
+    print(f"<<<{name or folder.name}", flush=True)
     os.chdir(folder)
     print(f">>>{int(pytest.main([*argv, *RUN]))}", flush=True)
     for name in [name for name, one in sys.modules.items() if (getattr(one, "__file__", "") or "").startswith(str(folder))]:
@@ -100,10 +100,11 @@ found["machine_info"]["surroundings"]["torch"] = "1.0"
 found["benchmarks"][0]["extra_info"]["operators"] = 1.0
 path.with_name("0002_elsewhere.json").write_text(json.dumps(found))
 run(again, "benchmarks", "--benchmark-compare=000")
+run(again, "-W", "ignore::pytest_benchmark.logger.PytestBenchmarkWarning", "-k", "same", "--benchmark-compare=0001", name="late")
 run(changed, "benchmarks/test_all.py", "--deselect=benchmarks/test_all.py::test_is_timed_alone", "--benchmark-compare")
 """
 """The runs, in one process, for torch takes longer to import than all of them: what is saved; the same code again, held against that and
-against a file from elsewhere, in which a count is another; and everything planted, in one of the two files."""
+against a file from elsewhere, in which a count is another, without naming the folder too; and everything planted, in one of two files."""
 
 
 @pytest.fixture(scope="module")
@@ -202,3 +203,9 @@ def test_each_count_has_its_verdict_and_a_regression_fails(runs: Runs) -> None:
 def test_what_was_not_to_run_is_not_missed(runs: Runs) -> None:
     told = held_against("0001_before.json", runs[1]["changed"][1])
     assert not any("test_is_timed_alone" in line or "test_is_not_run" in line for line in told)
+
+
+def test_files_that_were_read_before_the_benchmarks_were_found_are_no_pass(runs: Runs) -> None:
+    code, said = runs[1]["late"]
+    assert code == 4 and "1 passed" in said, said
+    assert "nothing is held: name tests/benchmarks on the command line" in said
