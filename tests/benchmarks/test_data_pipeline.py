@@ -20,7 +20,7 @@ from ablate.recipe import Data
 from ablate.variants import Variant
 
 pytestmark = pytest.mark.slow
-SMALL = {"synthetic": {"size": 200_000}, "stdlib": {"max_bytes": 200_000}}
+SMALL: dict[str, Any] = {"synthetic": {"size": 200_000}, "stdlib": {"max_bytes": 200_000}}
 STEPS = 50
 
 
@@ -53,8 +53,8 @@ def empty_cache(tmp_path: Path) -> Callable[[], tuple[Path]]:
 def prepared(variant: Variant, in_place: dict[str, dict[str, Any]]) -> Data:
     """What to prepare: little of the synthetic source, in bytes, and this choice."""
     options = in_place.get(variant.name, SMALL.get(variant.name, {}))
-    chosen = {FACTORS[variant.factor].field.replace(".", "__"): {variant.name: options}}
-    return tiny(**{"data__source": {"synthetic": SMALL["synthetic"]}} | chosen).data
+    chosen: dict[str, Any] = {FACTORS[variant.factor].field.replace(".", "__"): {variant.name: options}}
+    return tiny(0, **{"data__source": {"synthetic": SMALL["synthetic"]}} | chosen).data
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
