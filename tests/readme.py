@@ -90,6 +90,26 @@ def registry() -> str:
     return "\n".join(parts) or "No results are published yet.\n"
 
 
+def gate() -> str:
+    """What the study of the gate found."""
+    found = json.loads((MEASURED / "gate" / "study.json").read_text(encoding="utf-8"))
+    rows = [
+        [
+            one["condition"], f"`{one['metric']}`" if one["metric"] else "nothing", str(one["checks"]),
+            *(_share(one[which][what]) for which in ("whole", "drawn") for what in ("found", "false", "undecided")),
+            str(one["looks"]), str(one["losses"]),
+        ]
+        for one in found["rows"]
+    ]  # fmt: skip
+    header = ["change", "to be found in", "whole checks", "found", "false regressions", "undecided", "drawn: found", "false regressions",
+              "undecided", "looks at the time", "seeds trained"]  # fmt: skip
+    return render.markdown(header, rows)
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.2%}" if 0.0 < value < 0.001 or 0.999 < value < 1.0 else f"{value:.1%}"
+
+
 def published() -> str:
     """A row for each folder that `ablate publish` or its forerunners made."""
     rows = []
@@ -175,7 +195,7 @@ def generate(text: str) -> str:
     """`text` with its generated parts made anew."""
     makers = {
         "speed": speed, "suites": suites, "variants": variants, "fields": fields, "help": help, "published": published,
-        "reference": reference, "registry": registry,
+        "reference": reference, "registry": registry, "gate": gate,
     }  # fmt: skip
     return SECTION.sub(lambda found: found[1] + "\n" + makers[found[2]]() + "\n" + found[3], text)
 

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from gate_study import CONDITIONS, MORE_LOSS
 
 from ablate import against
 from ablate.check import LOSS
@@ -87,25 +86,27 @@ def rates(verdicts: Sequence[Mapping[str, str]], metric: str | None) -> dict[str
     }  # fmt: skip
 
 
-def summary(lines: Sequence[Check]) -> dict[str, Any]:
-    """Of each condition: what whole checks said, and what drawn ones say."""
-    by_name = {name: [one for one in lines if one["condition"] == name] for name in CONDITIONS}
+def summary(lines: Sequence[Check], planted: Mapping[str, str | None], more_loss: float) -> dict[str, Any]:
+    """Of each condition, of which it is known in what metric it is `planted`: what whole checks said, and what drawn ones say.
+
+    The losses of "loss +1 %", which is `more_loss` times what rounding made of them, are looks at rounding, too.
+    """
+    by_name = {name: [one for one in lines if one["condition"] == name] for name in planted}
     looks = {name: [np.array(look) for one in checks for look in one["looks"]] for name, checks in by_name.items()}
     rows = []
-    for seed, (name, condition) in enumerate(CONDITIONS.items()):
+    for seed, (name, metric) in enumerate(planted.items()):
         checks = by_name[name]
         pool = [look for other in SAME_STEP for look in looks[other]] if name in SAME_STEP else looks[name]
         losses = triples(checks)
         if name == "rounding":
-            planted = triples(by_name["loss +1 %"])
-            losses = np.concatenate((losses, planted / np.array([1.0, 1.0, MORE_LOSS])))
+            losses = np.concatenate((losses, triples(by_name["loss +1 %"]) / np.array([1.0, 1.0, more_loss])))
         rows.append(
             {
-                "condition": name, "metric": condition.metric, "checks": len(checks), "looks": len(pool), "losses": len(losses),
+                "condition": name, "metric": metric, "checks": len(checks), "looks": len(pool), "losses": len(losses),
                 "step": math.exp(float(np.mean([gate.trimmed(look)[0] for look in pool]))),
-                "whole": rates([one["verdicts"] for one in checks], condition.metric),
+                "whole": rates([one["verdicts"] for one in checks], metric),
                 "exit": dict(Counter(str(one["exit"]) for one in checks)),
-                "drawn": rates(drawn(checks, pool, losses, seed), condition.metric),
+                "drawn": rates(drawn(checks, pool, losses, seed), metric),
             }
         )  # fmt: skip
     machines = sorted(

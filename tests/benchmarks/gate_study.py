@@ -160,14 +160,15 @@ def studied(rate: float, once: str | None) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def sizes(lanes: list[Lane], pool: ThreadPoolExecutor) -> dict[str, float]:
-    """How many copies slow a step down by a tenth on this machine, and how many bytes are 3 % of its peak memory."""
-    found = list(
-        pool.map(lambda lane: lane.check(copies(AT_FIRST), 0.001, once="time"), [*lanes] * math.ceil(3 / len(lanes)))
-    )
-    slowed = statistics.fmean(math.expm1(statistics.median(one["looks"][0])) for one in found)
+def sizes(lanes: list[Lane], pool: ThreadPoolExecutor, names: list[str]) -> dict[str, float]:
+    """How many bytes are 3 % of a step's peak memory, and how many copies slow it down by a tenth on this machine, if that is asked."""
     peak = lanes[0].check([], 0.001, once="count")["counts"]["peak_memory_gib"][0]
-    return {"copies": AT_FIRST * TENTH / slowed, "bytes": MORE_MEMORY * peak * 2**30}
+    found = {"bytes": MORE_MEMORY * peak * 2**30}
+    if "step +10 %" in names:
+        several = [*lanes] * math.ceil(3 / len(lanes))
+        looks = pool.map(lambda lane: lane.check(copies(AT_FIRST), 0.001, once="time")["looks"][0], several)
+        found["copies"] = AT_FIRST * TENTH / statistics.fmean(math.expm1(statistics.median(look)) for look in looks)
+    return found
 
 
 def study(output: Path, names: list[str], checks: int, lanes: int, shared: int, seconds: float) -> None:
@@ -181,7 +182,7 @@ def study(output: Path, names: list[str], checks: int, lanes: int, shared: int, 
     cores = sorted(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(lanes) as pool:
         own = [Lane(Path(folder) / str(i), set(cores[i // shared * 2 :][:2])) for i in range(lanes)]
-        size = next((one["sizes"] for one in known), None) or sizes(own, pool)
+        size = next((one["sizes"] for one in known), None) or sizes(own, pool, names)
 
         def work(lane: Lane) -> None:
             while time.monotonic() < ends:
@@ -224,7 +225,8 @@ def main() -> None:
         import gate_resampled
 
         lines = [json.loads(line) for line in given.output.read_text(encoding="utf-8").splitlines()]
-        given.summary.write_text(json.dumps(gate_resampled.summary(lines), indent=1) + "\n", encoding="utf-8")
+        found = gate_resampled.summary(lines, {name: one.metric for name, one in CONDITIONS.items()}, MORE_LOSS)
+        given.summary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     else:
         study(
             given.output, given.conditions or list(CONDITIONS), given.checks, given.lanes, given.shared, given.seconds

@@ -3,8 +3,7 @@
     python tests/benchmarks/soak.py --home /tmp/soak -o soak.json --plot soak.svg
 
 Every few seconds: how many trials are recorded, the memory and open files of the driver and of all processes of the run, and how many
-there are. At the end: what is left of them. A home that has trials already is gone on with. An hour on two cores; `--tokens` and
-`--seeds` make it shorter.
+there are. At the end, which is Ctrl-C after `--minutes`: what is left of them. A home that has trials already is gone on with.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -90,8 +90,8 @@ def sample(home: Path, driver: psutil.Process, began: float) -> dict[str, float]
     return {name: round(value, 2) for name, value in (found | own | {"shm": shm}).items()}
 
 
-def run(home: Path, tokens: int, seeds: int) -> dict[str, Any]:
-    """Run the suite, and what was seen of it."""
+def run(home: Path, tokens: int, seeds: int, minutes: float) -> dict[str, Any]:
+    """Run the suite for so long, and what was seen of it."""
     home.mkdir(parents=True, exist_ok=True)
     suite = home / "soak.yaml"
     suite.write_text(SUITE.format(tokens=tokens, seeds=seeds), encoding="utf-8")
@@ -108,13 +108,16 @@ def run(home: Path, tokens: int, seeds: int) -> dict[str, Any]:
                 samples.append(sample(home, driver, began))
             with suppress(subprocess.TimeoutExpired):
                 command.wait(EVERY)
-    minutes = (time.monotonic() - began) / 60
+            if time.monotonic() - began > 60 * minutes:
+                command.send_signal(signal.SIGINT)
+                command.wait()
+    took = (time.monotonic() - began) / 60
     psutil.wait_procs(processes(home), GRACE)
     left = [" ".join(process.cmdline())[:200] for process in processes(home)]
     return {
         "about": f"`ablate run` on a suite of {20 * seeds} trials of {tokens} tokens, looked at every {EVERY:.0f} s.",
         "at": datetime.now(UTC).isoformat(timespec="seconds"), "code": environment.git_revision()[0], "cores": os.cpu_count(),
-        "exit_code": command.returncode, "minutes": round(minutes, 1), "trials_before": before, "trials": recorded(home),
+        "exit_code": command.returncode, "minutes": round(took, 1), "trials_before": before, "trials": recorded(home),
         "left": left, "samples": samples,
     }  # fmt: skip
 
@@ -159,10 +162,11 @@ def main() -> None:
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--tokens", type=int, default=100_000)
     parser.add_argument("--seeds", type=int, default=50)
+    parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("-o", "--output", type=Path, default=Path("soak.json"))
     parser.add_argument("--plot", type=Path)
     given = parser.parse_args()
-    found = run(given.home.absolute(), given.tokens, given.seeds)
+    found = run(given.home.absolute(), given.tokens, given.seeds, given.minutes)
     given.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if given.plot:
         import vl_convert

@@ -27,7 +27,7 @@ OF_THE_LOSS = [v for v in IN_STEP if v.factor not in ("optimizer", "clipping")]
 """What forward and backward go through."""
 BEFORE_STEPS = [v for v in ALL if v.factor in ("init", "lr_schedule")]
 OF_THE_DATA = [v for v in ALL if FACTORS[v.factor].field.startswith("data.")]
-"""Those of test_pipeline.py."""
+"""Those of test_data_pipeline.py."""
 
 pytestmark = pytest.mark.benchmark(max_time=0.3)
 slow = pytest.mark.slow
