@@ -15,6 +15,7 @@ from ablate.errors import UserError
 from ablate.scratch import abandoned
 from ablate.status import running
 from registry import Store
+from registry.locks import UNFINISHED
 
 DAY = 86400.0
 
@@ -31,10 +32,10 @@ class Heap:
 def clear(home: Path, *, days: float, retracted: bool, dry_run: bool) -> list[Heap]:
     """Throw away what can be made again and what nobody reads any more; with `dry_run` only say what that would be.
 
-    Prepared corpora and compiled steps are made again when they are needed. Logs and checkpoints go once they are `days` old, folders of
-    Ray once their driver is dead. Downloaded corpora stay: they cannot be made again without a network. With `retracted` the MLflow runs
-    of retracted records are deleted (MLflow keeps deleted runs until `mlflow gc`); their marks stay, so that a copy of such a record
-    that comes in later is known to be retracted.
+    Prepared corpora and compiled steps are made again when they are needed. Logs and checkpoints go once they are `days` old, files whose
+    writer was killed after a day, folders of Ray once their driver is dead. Downloaded corpora stay: they cannot be made again without a
+    network. With `retracted` the MLflow runs of retracted records are deleted (MLflow keeps deleted runs until `mlflow gc`); their marks
+    stay, so that a copy of such a record that comes in later is known to be retracted.
 
     Raises:
         UserError: trials are running, which use all this.
@@ -49,6 +50,7 @@ def clear(home: Path, *, days: float, retracted: bool, dry_run: bool) -> list[He
         _throw("compiled steps", (home / "cache" / "inductor").glob("*"), dry_run),
         _throw(f"logs older than {days:g} days", _older((home / "logs").glob("*.log"), oldest), dry_run),
         _throw(f"checkpoints older than {days:g} days", _older((home / "checkpoints").glob("*"), oldest), dry_run),
+        _throw("files that were never finished", _older((home / "spool").glob(UNFINISHED), time.time() - DAY), dry_run),
         _throw("what Ray left of runs that were killed", abandoned(), dry_run),
     ]
     if retracted:
@@ -57,7 +59,10 @@ def clear(home: Path, *, days: float, retracted: bool, dry_run: bool) -> list[He
 
 
 def _older(paths: Iterator[Path], than: float) -> Iterator[Path]:
-    return (path for path in paths if path.lstat().st_mtime < than)
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):  # finished in between
+            if path.lstat().st_mtime < than:
+                yield path
 
 
 def _throw(what: str, paths: Iterator[Path], dry_run: bool) -> Heap:

@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import fcntl
 import os
-import tempfile
+import secrets
 import threading
 from pathlib import Path
 from typing import Self
 
+UNFINISHED = ".*.tmp"
+"""What `write_whole` has not finished."""
 _guard = threading.Lock()
 _in_process: dict[str, threading.Lock] = {}
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Put `text` at `path` so that a reader, or a crash, sees all of it or nothing."""
+    """Put `text` at `path` so that a reader, or a crash, sees all of it or nothing. A killed writer leaves an `UNFINISHED` file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
@@ -29,7 +32,7 @@ def write_whole(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
             error.filename = str(path)  # of a failed write the system names none
         raise

@@ -234,6 +234,8 @@ def _left(home: Path) -> dict[str, Path]:
         "tokens": home / "cache/tokens/0123/train.bin", "compiled": home / "cache/inductor/ab/kernel.py",
         "source": home / "cache/sources/ab/part.jsonl", "old log": home / "logs/a.log", "new log": home / "logs/b.log",
         "old checkpoint": home / "checkpoints/a.pt", "new checkpoint": home / "checkpoints/b.pt",
+        "old unfinished": home / "spool/.r.json.0a.tmp", "new unfinished": home / "spool/.r.json.0b.tmp",
+        "old record": home / "spool/damaged/r.json",
     }  # fmt: skip
     for name, path in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -256,11 +258,13 @@ def ray_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_gc_clears_what_can_be_made_again_and_says_how_much(store: Store, ray_folder: Path, ablate) -> None:
     files = _left(store.home)
     code, out, _ = ablate("gc", "--dry-run")
-    assert (code, "4,500 bytes would be free" in out) == (0, True)
+    assert (code, "5,500 bytes would be free" in out) == (0, True)
     assert all(path.exists() for path in files.values())
     code, out, _ = ablate("gc")
-    assert (code, "4,500 bytes are free" in out) == (0, True)
-    assert {name for name, path in files.items() if path.exists()} == {"source", "new log", "new checkpoint"}
+    assert (code, "5,500 bytes are free" in out) == (0, True)
+    assert {name for name, path in files.items() if path.exists()} == {
+        "source", "new log", "new checkpoint", "new unfinished", "old record",
+    }  # fmt: skip
     assert not ray_folder.exists()
     assert len(store.trials()) == 6
     assert "0 bytes are free" in ablate("gc")[1]

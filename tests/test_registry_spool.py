@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -159,6 +160,15 @@ def test_whole_files_replace_each_other(tmp_path: Path) -> None:
     write_whole(tmp_path / "deep" / "file", "one")
     write_whole(tmp_path / "deep" / "file", "two")
     assert [path.read_text() for path in (tmp_path / "deep").iterdir()] == ["two"]
+
+
+def test_a_whole_file_may_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_whole(tmp_path / "file", "one")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
 
 
 def test_what_cannot_be_a_record_is_set_aside(home: Path) -> None:
