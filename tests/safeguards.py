@@ -1,0 +1,165 @@
+"""Shows that each test of tests/FAULTS.md fails once its safeguard is taken out: `python tests/safeguards.py [WORD ...] [-j N] [-o FILE]`.
+
+For each of the chosen `safeguard_list.SAFEGUARDS` the checkout is copied, the change made, and the fault's test run on that copy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+import psutil
+from safeguard_list import SAFEGUARDS, Safeguard
+
+ROOT = Path(__file__).resolve().parent.parent
+NEEDED = ("ablate", "registry", "suites", "tests", "results", "pyproject.toml", "README.md")
+LIMIT_SECONDS = 400.0
+MARK = "ABLATE_SAFEGUARD_COPY"
+"""Names the copy to all processes that work on it, by which those that are left of a run are found."""
+CAUGHT, NEVER_ENDED, MISSED, UNKNOWN = "caught", "caught (did not end)", "not caught", "no verdict"
+ROW = re.compile(r"^\| (?P<fault>[^|]+) \| [^|]+ \| `(?P<test>[^`|]+)` \|", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a test said of a copy without a safeguard; `said` is the first line of its failure."""
+
+    fault: str
+    safeguard: str
+    test: str
+    files: list[str]
+    verdict: str
+    said: str
+    seconds: float
+
+
+def rows() -> dict[str, str]:
+    """The fault of each row of the table, by its test."""
+    text = (ROOT / "tests" / "FAULTS.md").read_text(encoding="utf-8")
+    return {found["test"]: found["fault"] for found in ROW.finditer(text)}
+
+
+def copy_to(folder: Path) -> None:
+    """What git knows of the checkout, or would take."""
+    command = ["git", "-C", str(ROOT), "ls-files", "-z", "-co", "--exclude-standard", *NEEDED]
+    for name in subprocess.run(command, check=True, capture_output=True, text=True).stdout.split("\0"):
+        if name and (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+
+
+def tested(safeguard: Safeguard, limit: float, untouched: bool) -> Verdict:
+    """Run the test on a copy without the safeguard, or on an `untouched` one."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="safeguard-", ignore_cleanup_errors=True) as name:
+        folder = Path(name) / "copy"
+        copy_to(folder)
+        for change in safeguard.changes if not untouched else ():
+            path = folder / change.file
+            path.write_text(change.applied(path.read_text(encoding="utf-8")), encoding="utf-8")
+        try:
+            verdict, said = _ran(safeguard.test, folder, limit)
+        finally:
+            _cleared(folder)
+    return Verdict(
+        fault=rows()[safeguard.row], safeguard=safeguard.name, test=safeguard.test,
+        files=[] if untouched else sorted({change.file for change in safeguard.changes}), verdict=verdict,
+        said=said.replace(name, "."), seconds=round(time.monotonic() - began, 1),
+    )  # fmt: skip
+
+
+def _ran(test: str, folder: Path, limit: float) -> tuple[str, str]:
+    report = folder.parent / "report.xml"
+    command = [
+        sys.executable, "-m", "pytest", f"tests/{test}", "-p", "no:cacheprovider", "-p", "no:benchmark", "-o", "addopts=", "-x", "-q",
+        "--basetemp", str(folder.parent / "t"), f"--junitxml={report}",
+    ]  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": str(folder), MARK: str(folder)}
+    with (folder.parent / "output").open("w+") as output:
+        run = subprocess.Popen(
+            command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )  # fmt: skip
+        try:
+            code = run.wait(limit)
+        except subprocess.TimeoutExpired:
+            run.kill()
+            run.wait()
+            return NEVER_ENDED, f"not done after {limit:g} s"
+        output.seek(0)
+        last = (output.read().strip().splitlines() or [""])[-1]
+    if not report.exists():
+        return UNKNOWN, last
+    cases = list(ElementTree.parse(report).iter("testcase"))
+    failed = [found for case in cases if (found := case.find("failure")) is not None]
+    skipped = [found for case in cases if (found := case.find("skipped")) is not None]
+    passed = [case for case in cases if case.find("*") is None or case.find("system-out") is not None]
+    if code == 1 and failed:
+        return CAUGHT, (failed[0].get("message") or "").partition("\n")[0]
+    if code == 0 and passed:
+        return MISSED, last
+    return UNKNOWN, (skipped[0].get("message") or last) if skipped else last
+
+
+def _cleared(folder: Path) -> None:
+    """End what is left of a run, and give back what it mounted."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(MARK) == str(folder):
+                process.kill()
+    mounts = Path("/proc/self/mounts")
+    for line in mounts.read_text().splitlines() if mounts.exists() else ():
+        if (place := line.split()[1]).startswith(f"{folder.parent}/"):
+            subprocess.run(["umount", "--lazy", place], check=False)
+
+
+def chosen(words: Sequence[str]) -> list[Safeguard]:
+    """The safeguards in whose name, fault, test or files one of the words is; without words all."""
+    faults = rows()
+
+    def text(one: Safeguard) -> str:
+        return " ".join([one.name, faults[one.row], one.test, *(change.file for change in one.changes)]).lower()
+
+    return [one for one in SAFEGUARDS if not words or any(word.lower() in text(one) for word in words)]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0] + ".")
+    parser.add_argument(
+        "words", nargs="*", metavar="WORD", help="only safeguards with a word in name, fault, test or file"
+    )
+    parser.add_argument("-j", type=int, default=1, metavar="N", dest="jobs", help="so many at once")
+    parser.add_argument("-o", type=Path, metavar="FILE", dest="output", help="write the verdicts there, as JSON")
+    parser.add_argument("--limit", type=float, default=LIMIT_SECONDS, metavar="SECONDS", help="for each test")
+    parser.add_argument("--untouched", action="store_true", help="run the tests on the code as it is: all should pass")
+    options = parser.parse_args()
+    wanted = chosen(options.words)
+    if options.untouched:
+        wanted = list({one.test: one for one in wanted}.values())
+    verdicts: list[Verdict] = []
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for done in as_completed([pool.submit(tested, one, options.limit, options.untouched) for one in wanted]):
+            verdicts.append(one := done.result())
+            what = {CAUGHT: "fails", NEVER_ENDED: "fails", MISSED: "passes"} if options.untouched else {}
+            name = one.test if options.untouched else f"{one.safeguard} ({one.test})"
+            print(f"{what.get(one.verdict, one.verdict)}: {name}, {one.seconds:.0f} s: {one.said[:200]}", flush=True)
+    if options.output:
+        options.output.write_text(json.dumps([asdict(one) for one in verdicts], indent=1) + "\n", encoding="utf-8")
+    bad = (CAUGHT, NEVER_ENDED) if options.untouched else (MISSED,)
+    return int(any(one.verdict in bad for one in verdicts))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
