@@ -25,7 +25,7 @@ from tiny import tiny
 
 from ablate import _preparation, data, status, tokens, worker
 from ablate.errors import UserError
-from registry import _rows, locks, mirror, segments, spool, store
+from registry import locks, mirror, segments, spool, store
 from registry.locks import TrialLock
 from registry.mirror import sync
 from registry.record import attempt_key
@@ -114,10 +114,8 @@ def _mlflow() -> Any:
 
 WORK = {
     "record": lambda: Work(lambda home: None, attempt, (worker, spool, locks, status, fake_training), one_record),
-    "upload": lambda: Work(
-        spooled, lambda home: Store.open(home).ingest(Spool(home)), (_mlflow(), store, spool), stored_once
-    ),
-    "sync": lambda: Work(stored, lambda home: sync(Store.open(home)), (mirror, segments, locks, _rows), mirrored),
+    "upload": lambda: Work(spooled, lambda home: Store.open(home).ingest(Spool(home)), (_mlflow(), spool), stored_once),
+    "sync": lambda: Work(stored, lambda home: sync(Store.open(home)), (mirror, segments, locks), mirrored),
     "prepare": lambda: Work(known, prepare, (_preparation, tokens), prepared),
 }
 

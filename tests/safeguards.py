@@ -107,10 +107,17 @@ def _ran(test: str, folder: Path, limit: float) -> tuple[str, str]:
     skipped = [found for case in cases if (found := case.find("skipped")) is not None]
     passed = [case for case in cases if case.find("*") is None or case.find("system-out") is not None]
     if code == 1 and failed:
-        return CAUGHT, (failed[0].get("message") or "").partition("\n")[0]
+        return CAUGHT, _line(failed[0].get("message") or "")
     if code == 0 and passed:
         return MISSED, last
     return UNKNOWN, (skipped[0].get("message") or last) if skipped else last
+
+
+def _line(message: str) -> str:
+    """The line of a failure that says most: the last error of a process that the test had started, or its own."""
+    first, *rest = message.splitlines() or [""]
+    theirs = [line for line in rest if re.match(r"[\w.]+(Error|Exception)\b", line)]
+    return theirs[-1] if theirs and "Traceback" in first else first
 
 
 def _cleared(folder: Path) -> None:

@@ -36,10 +36,10 @@ def crash(what: str, folder: Path, *ways: str) -> None:
 
 
 KILLED = {
-    "prepare": ("SIGKILL:4", "SIGINT:2", "SIGTERM+SIGKILL:2"),
+    "prepare": ("SIGKILL:4", "SIGINT:3", "SIGTERM+SIGKILL:3"),
     "record": ("SIGKILL:16", "SIGINT:4", "SIGTERM+SIGKILL:4"),
-    "upload": ("SIGKILL:6", "SIGINT:2", "SIGTERM+SIGKILL:2"),
-    "sync": ("SIGKILL:5", "SIGINT:2", "SIGTERM+SIGKILL:2"),
+    "upload": ("SIGKILL:10", "SIGINT:3", "SIGTERM+SIGKILL:3"),
+    "sync": ("SIGKILL:5", "SIGINT:3", "SIGTERM+SIGKILL:3"),
 }
 FULL = {"prepare": 3, "record": 12, "upload": 5, "sync": 4}
 
