@@ -147,16 +147,20 @@ def test_the_clock_is_set_back_by_two_hours_while_a_trial_trains(
 
 
 def test_records_wait_while_another_process_has_locked_the_database(home: Path, tmp_path: Path) -> None:
-    gate = tmp_path / "gate"
-    with driver(home, jobs=2, workers=1, recipe={"gate": str(gate)}) as run:
-        run.until(lambda: fake_training.notes(home, "measure"))
+    first, second, third = trial_ids(3)
+    holds = {str(seed): "train" for seed in (1, 2)}
+    with driver(home, jobs=3, workers=1, recipe={"holds": holds, "gates": str(tmp_path / "gate")}) as run:
+        run.until(lambda: fake_training.notes(home, "holds-train") and recorded(home) == [first])
         with held(home / "mlflow.db") as holder:
-            gate.touch()
-            run.until(ended(home, 2))
-            assert len(Spool(home).records()) >= 1
+            (tmp_path / "gate-1").touch()
+            said = run.until(lambda: fake_training.messages(home))  # after as long as MLflow waits
+            assert "database is locked" in said and "records wait in the spool" in said
+            assert [one.trial_id for one in Spool(home).records()] == [second]
             holder.communicate("")
+        run.until(lambda: recorded(home) == [first, second])  # while the run goes on
+        (tmp_path / "gate-2").touch()
         assert run.wait()["missing"] == []
-    assert recorded(home) == trial_ids(2)
+    assert recorded(home) == [first, second, third]
     assert Spool(home).records() == []
 
 
