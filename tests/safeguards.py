@@ -116,7 +116,7 @@ def _ran(test: str, folder: Path, limit: float) -> tuple[str, str]:
 def _line(message: str) -> str:
     """The line of a failure that says most: the last error of a process that the test had started, or its own."""
     first, *rest = message.splitlines() or [""]
-    theirs = [line for line in rest if re.match(r"[\w.]+(Error|Exception)\b", line)]
+    theirs = [line.strip() for line in rest if re.match(r" *[\w.]+(Error|Exception)\b", line)]
     return theirs[-1] if theirs and "Traceback" in first else first
 
 
