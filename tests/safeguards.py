@@ -107,17 +107,17 @@ def _ran(test: str, folder: Path, limit: float) -> tuple[str, str]:
     skipped = [found for case in cases if (found := case.find("skipped")) is not None]
     passed = [case for case in cases if case.find("*") is None or case.find("system-out") is not None]
     if code == 1 and failed:
-        return CAUGHT, _line(failed[0].get("message") or "")
+        return CAUGHT, _line(failed[0].text or "")
     if code == 0 and passed:
         return MISSED, last
     return UNKNOWN, (skipped[0].get("message") or last) if skipped else last
 
 
-def _line(message: str) -> str:
-    """The line of a failure that says most: the last error of a process that the test had started, or its own."""
-    first, *rest = message.splitlines() or [""]
-    theirs = [line.strip() for line in rest if re.match(r" *[\w.]+(Error|Exception)\b", line)]
-    return theirs[-1] if theirs and "Traceback" in first else first
+def _line(failure: str) -> str:
+    """The line of pytest's account that says most: the last error of a process that the test had started, or the test's own."""
+    first, *rest = [line[1:].strip() for line in failure.splitlines() if line.startswith("E ")] or [""]
+    theirs = [line for line in rest if re.match(r"[\w.]+(Error|Exception)\b", line)]
+    return theirs[-1] if theirs and re.search("Traceback|Exception in thread", first) else first
 
 
 def _cleared(folder: Path) -> None:

@@ -49,3 +49,19 @@ def test_no_two_safeguards_have_one_name() -> None:
 def test_a_change_of_what_is_not_there_once_is_refused(old: str) -> None:
     with pytest.raises(ValueError, match=f"a.py: '{old}' is there [02] times"):
         Change("a.py", old, "").applied("twice twice")
+
+
+(NAMED,) = [one for one in SAFEGUARDS if "numpy" in one.name]
+HARMLESS = Change("ablate/errors.py", "The one error that is the user's to mend", "An error")
+BROKEN = Change("ablate/errors.py", "class UserError(ValueError):", "class UserError(NoSuchName):")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "verdict"),
+    [(NAMED.changes[0], safeguards.CAUGHT), (HARMLESS, safeguards.MISSED), (BROKEN, safeguards.UNKNOWN)],
+    ids=["taken out", "harmless", "broken"],
+)
+def test_code_without_a_safeguard_is_told_from_good_and_from_broken_code(change: Change, verdict: str) -> None:
+    found = safeguards.tested(Safeguard(NAMED.name, NAMED.test, change), limit=200, untouched=False)
+    assert found.verdict == verdict, found
