@@ -40,10 +40,18 @@ class Safeguard:
 
 # fmt: off
 HELD_BY_THE_KERNEL = (
-    Change("registry/locks.py", "os.O_RDWR | os.O_CREAT | os.O_CLOEXEC", "os.O_RDWR | os.O_CREAT | os.O_EXCL"),
-    Change("registry/locks.py", "        os.close(self._descriptor)\n", "        os.close(self._descriptor)\n        self.path.unlink()\n"),
+    Change("registry/locks.py",
+        "(0 if blocking else fcntl.LOCK_NB)\n                )\n",
+        "(0 if blocking else fcntl.LOCK_NB)\n                )\n"
+        '                mark = self.path.with_suffix(".held")\n'
+        "                if mark.exists() and not shared:\n"
+        '                    raise OSError("held by a process that died") if blocking else BlockingIOError\n'
+        "                shared or mark.touch()\n"),
+    Change("registry/locks.py",
+        "        os.close(self._descriptor)\n",
+        '        self.path.with_suffix(".held").unlink(missing_ok=True)\n        os.close(self._descriptor)\n'),
 )
-"""Instead, a lock is a file that its holder removes."""
+"""Instead, it is marked in a file that its holder removes."""
 LOOKED_UP = Change("registry/store.py",
     "return layout.merge_statuses(rest for record_id, *rest in attempts if record_id not in retracted)", "return {}")
 WRITER_LIVES_ON = Change("ablate/writer.py",

@@ -1,6 +1,8 @@
 """Shows that each test of tests/FAULTS.md fails once its safeguard is taken out: `python tests/safeguards.py [WORD ...] [-j N] [-o FILE]`.
 
-For each of the chosen `safeguard_list.SAFEGUARDS` the checkout is copied, the change made, and the fault's test run on that copy.
+For each of the chosen `safeguard_list.SAFEGUARDS` the checkout is copied, the change made, and the fault's test run on that copy. A test
+that fails, or does not end, has caught it; one that passes has not, and then the exit code is 1. Where the test is skipped, or does not run
+at all, there is no verdict.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ NEEDED = ("ablate", "registry", "suites", "tests", "results", "pyproject.toml", 
 LIMIT_SECONDS = 400.0
 MARK = "ABLATE_SAFEGUARD_COPY"
 """Names the copy to all processes that work on it, by which those that are left of a run are found."""
+UNDISTURBED = "test_fire.py::test_a_run_that_nothing_disturbs_completes"
 CAUGHT, NEVER_ENDED, MISSED, UNKNOWN = "caught", "caught (did not end)", "not caught", "no verdict"
 ROW = re.compile(r"^\| (?P<fault>[^|]+) \| [^|]+ \| `(?P<test>[^`|]+)` \|", re.MULTILINE)
 
@@ -61,13 +64,13 @@ def copy_to(folder: Path) -> None:
             shutil.copy2(ROOT / name, folder / name)
 
 
-def tested(safeguard: Safeguard, limit: float, untouched: bool) -> Verdict:
-    """Run the test on a copy without the safeguard, or on an `untouched` one."""
+def tested(safeguard: Safeguard, limit: float) -> Verdict:
+    """Run the test on a copy without the safeguard."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="safeguard-", ignore_cleanup_errors=True) as name:
         folder = Path(name) / "copy"
         copy_to(folder)
-        for change in safeguard.changes if not untouched else ():
+        for change in safeguard.changes:
             path = folder / change.file
             path.write_text(change.applied(path.read_text(encoding="utf-8")), encoding="utf-8")
         try:
@@ -75,9 +78,9 @@ def tested(safeguard: Safeguard, limit: float, untouched: bool) -> Verdict:
         finally:
             _cleared(folder)
     return Verdict(
-        fault=rows()[safeguard.row], safeguard=safeguard.name, test=safeguard.test,
-        files=[] if untouched else sorted({change.file for change in safeguard.changes}), verdict=verdict,
-        said=said.replace(name, "."), seconds=round(time.monotonic() - began, 1),
+        fault=rows().get(safeguard.row, ""), safeguard=safeguard.name, test=safeguard.test,
+        files=sorted({change.file for change in safeguard.changes}), verdict=verdict, said=said.replace(name, "."),
+        seconds=round(time.monotonic() - began, 1),
     )  # fmt: skip
 
 
@@ -150,21 +153,31 @@ def main() -> int:
     parser.add_argument("-j", type=int, default=1, metavar="N", dest="jobs", help="so many at once")
     parser.add_argument("-o", type=Path, metavar="FILE", dest="output", help="write the verdicts there, as JSON")
     parser.add_argument("--limit", type=float, default=LIMIT_SECONDS, metavar="SECONDS", help="for each test")
-    parser.add_argument("--untouched", action="store_true", help="run the tests on the code as it is: all should pass")
+    ways = parser.add_mutually_exclusive_group()
+    ways.add_argument("--untouched", action="store_true", help="run the tests on the code as it is: all should pass")
+    ways.add_argument(
+        "--undisturbed", action="store_true", help="run a run without a fault on the changed code: all should pass"
+    )
     options = parser.parse_args()
-    wanted = chosen(options.words)
+    wanted, passing = chosen(options.words), options.untouched or options.undisturbed
     if options.untouched:
-        wanted = list({one.test: one for one in wanted}.values())
+        wanted = [Safeguard("untouched", test) for test in dict.fromkeys(one.test for one in wanted)]
+    elif options.undisturbed:
+        wanted = [
+            Safeguard(one.name, UNDISTURBED, *one.changes) for one in {one.changes: one for one in wanted}.values()
+        ]
     verdicts: list[Verdict] = []
     with ThreadPoolExecutor(options.jobs) as pool:
-        for done in as_completed([pool.submit(tested, one, options.limit, options.untouched) for one in wanted]):
+        for done in as_completed([pool.submit(tested, one, options.limit) for one in wanted]):
             verdicts.append(one := done.result())
-            what = {CAUGHT: "fails", NEVER_ENDED: "fails", MISSED: "passes"} if options.untouched else {}
-            name = one.test if options.untouched else f"{one.safeguard} ({one.test})"
-            print(f"{what.get(one.verdict, one.verdict)}: {name}, {one.seconds:.0f} s: {one.said[:200]}", flush=True)
+            what = {CAUGHT: "fails", NEVER_ENDED: "fails", MISSED: "passes"} if passing else {}
+            print(
+                f"{what.get(one.verdict, one.verdict)}: {one.safeguard} ({one.test}), {one.seconds:.0f} s: {one.said[:200]}",
+                flush=True,
+            )
     if options.output:
         options.output.write_text(json.dumps([asdict(one) for one in verdicts], indent=1) + "\n", encoding="utf-8")
-    bad = (CAUGHT, NEVER_ENDED) if options.untouched else (MISSED,)
+    bad = (CAUGHT, NEVER_ENDED) if passing else (MISSED,)
     return int(any(one.verdict in bad for one in verdicts))
 
 
