@@ -110,7 +110,8 @@ def _ran(test: str, folder: Path, limit: float) -> tuple[str, str]:
     skipped = [found for case in cases if (found := case.find("skipped")) is not None]
     passed = [case for case in cases if case.find("*") is None or case.find("system-out") is not None]
     if code == 1 and failed:
-        return CAUGHT, _line(failed[0].text or "")
+        said = _line(failed[0].text or "")
+        return NEVER_ENDED if re.search(r"TimeoutExpired|Timeout \(?>", said) else CAUGHT, said
     if code == 0 and passed:
         return MISSED, last
     return UNKNOWN, (skipped[0].get("message") or last) if skipped else last
