@@ -56,10 +56,14 @@ def rows() -> dict[str, str]:
 
 
 def copy_to(folder: Path) -> None:
-    """What git knows of the checkout, or would take."""
+    """What git knows of the checkout, or would take; of a tree without git all."""
     command = ["git", "-C", str(ROOT), "ls-files", "-z", "-co", "--exclude-standard", *NEEDED]
-    for name in subprocess.run(command, check=True, capture_output=True, text=True).stdout.split("\0"):
-        if name and (ROOT / name).is_file():
+    if (ROOT / ".git").exists():
+        names = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split("\0")
+    else:
+        names = [str(path.relative_to(ROOT)) for name in NEEDED for path in (ROOT / name, *(ROOT / name).rglob("*"))]
+    for name in names:
+        if name and (ROOT / name).is_file() and "__pycache__" not in name:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
 
@@ -108,7 +112,7 @@ def _ran(test: str, folder: Path, limit: float) -> tuple[str, str]:
     cases = list(ElementTree.parse(report).iter("testcase"))
     failed = [found for case in cases if (found := case.find("failure")) is not None]
     skipped = [found for case in cases if (found := case.find("skipped")) is not None]
-    passed = [case for case in cases if case.find("*") is None or case.find("system-out") is not None]
+    passed = [case for case in cases if case.find("*") is None]
     if code == 1 and failed:
         said = _line(failed[0].text or "")
         return NEVER_ENDED if re.search(r"TimeoutExpired|Timeout \(?>", said) else CAUGHT, said
