@@ -1,8 +1,8 @@
 """What is done to a home in small steps, and how it goes wrong: `python crashing.py WHAT FOLDER HOW:PLACES...`.
 
 `SIGKILL:12` forks a child for each of twelve places, evenly spread over all calls that the code at work makes, where it really dies; with
-`SIGKILL+SIGKILL:12` the next one dies, too. `full:12` leaves less and less room on the disk on which the folder lies. Then the same is
-done again, and what must hold is checked. Exit code 1 says that it does not.
+`SIGKILL+SIGKILL:12` the next one dies, too. `full:12/40` leaves less and less room on the disk on which the folder lies, from forty blocks
+to none. Then the same is done again, and what must hold is checked. Exit code 1 says that it does not.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tiny import tiny
 
 from ablate import _preparation, data, status, tokens, worker
 from ablate.errors import UserError
-from registry import _rows, locks, mirror, segments, spool, store
+from registry import locks, mirror, segments, spool, store
 from registry.locks import TrialLock
 from registry.mirror import sync
 from registry.record import attempt_key
@@ -114,10 +114,8 @@ def _mlflow() -> Any:
 
 WORK = {
     "record": lambda: Work(lambda home: None, attempt, (worker, spool, locks, status, fake_training), one_record),
-    "upload": lambda: Work(
-        spooled, lambda home: Store.open(home).ingest(Spool(home)), (_mlflow(), store, spool), stored_once
-    ),
-    "sync": lambda: Work(stored, lambda home: sync(Store.open(home)), (mirror, segments, locks, _rows), mirrored),
+    "upload": lambda: Work(spooled, lambda home: Store.open(home).ingest(Spool(home)), (_mlflow(), spool), stored_once),
+    "sync": lambda: Work(stored, lambda home: sync(Store.open(home)), (mirror, segments, locks), mirrored),
     "prepare": lambda: Work(known, prepare, (_preparation, tokens), prepared),
 }
 
@@ -236,7 +234,8 @@ def main(what: str, folder: str, *ways: str) -> None:
     for way in ways:
         how, _, places = way.partition(":")
         if how == "full":
-            full(sweep, int(places), 40)
+            places, _, most = places.partition("/")
+            full(sweep, int(places), int(most or 40))
         else:
             killed(sweep, int(places), [signal.Signals[name] for name in how.split("+")])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import json
 import os
 import signal
@@ -74,6 +75,12 @@ def notes(home: Path, kind: str) -> list[tuple[str, int]]:
     return [(trial_id, int(pid)) for what, trial_id, pid in lines if what == kind]
 
 
+def messages(home: Path) -> str:
+    """What a driver told so far, a line each."""
+    path = home / "messages"
+    return path.read_text() if path.exists() else ""
+
+
 def _hold(job: Job, place: Place, phase: str) -> None:
     if job.recipe.get("holds", {}).get(str(job.seed)) == phase:
         _note(place.home, f"holds-{phase}", job, os.getpid())
@@ -109,6 +116,13 @@ def main(home: Path, options: dict[str, Any]) -> int:
         if j.trial_id not in done
     ]
     events: list[Any] = []
+
+    def heard(event: Any) -> None:
+        events.append(event)
+        if hasattr(event, "text"):
+            with contextlib.suppress(OSError), (home / "messages").open("a") as file:
+                file.write(f"{event.text}\n")
+
     try:
         outcome = scheduler.run(
             todo,
@@ -117,7 +131,7 @@ def main(home: Path, options: dict[str, Any]) -> int:
             workers_per_device=workers,
             timeout=options.get("timeout"),
             trainer="fake_training:train",
-            on_event=events.append,
+            on_event=heard,
         )
     except UserError as error:
         print(json.dumps({"error": str(error)}), flush=True)

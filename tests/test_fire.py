@@ -112,6 +112,14 @@ def ended(home: Path, count: int) -> Callable[[], bool]:
     return lambda: len(fake_training.notes(home, "end")) >= count
 
 
+def test_a_run_that_nothing_disturbs_completes(home: Path) -> None:
+    """Also without any one of the safeguards that `safeguards.py` takes out: so it is for the fault that the other tests fail then."""
+    report = finish(home, jobs=3)
+    assert (report["status"], report["missing"], report["messages"]) == (["finished"] * 3, [], [])
+    assert recorded(home) == trial_ids(3)
+    assert Spool(home).records() == []
+
+
 def test_a_killed_driver_loses_nothing_and_repeats_nothing(home: Path) -> None:
     with driver(home, recipe={"seconds": 0.5}) as run:
         run.until(ended(home, 3))
