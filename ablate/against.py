@@ -30,6 +30,8 @@ MORE_SEEDS = 6
 WINDOW_SECONDS = 0.06
 """Longer ones are no less noisy where others use the machine, and more of them are less."""
 TIME = "step_time_ms"
+OLDER = "it is older than this comparison"
+"""What is said of a side that does not know what it is asked."""
 
 
 class Process:
@@ -72,11 +74,12 @@ class Process:
             self._log.seek(0)
             last = ([line for line in self._log.read().splitlines() if line.strip()] or ["it ended"])[-1]
             if "No module named ablate.side" in last:
-                last = "it is older than this comparison, and has no ablate.side"
+                last = f"{OLDER}, and has no ablate.side"
             raise UserError(f"{self.name}: {last.strip()}")
         said = json.loads(line)
         if "error" in said:
-            raise UserError(f"{self.name}: {said['error']}")
+            unknown = said["error"].startswith("TypeError: Side.")
+            raise UserError(f"{self.name}: {OLDER}" if unknown else f"{self.name}: {said['error']}")
         return said["answer"]
 
     def end(self) -> None:

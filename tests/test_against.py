@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import copied
 import pytest
 
 from ablate import against
+from ablate.errors import UserError
 
 ATTENTION, RIGHT = (
     "ablate/variants/_attend.py",
@@ -184,3 +186,19 @@ def test_a_revision_that_does_not_finish_leaves_the_loss_undecided() -> None:
     old.ask = lambda what, **given: {}  # type: ignore[method-assign]
     found, _ = against._loss("a", old, new, [0, 1], 2, None, lambda text: None)  # type: ignore[arg-type]
     assert found.verdict == "inconclusive"
+
+
+@pytest.mark.parametrize(
+    "text", ["TypeError: Side.run() got an unexpected keyword argument 'colour'", "RuntimeError: here"]
+)
+def test_a_side_that_does_not_know_what_it_is_asked_is_called_older(tmp_path: Path, text: str) -> None:
+    (tmp_path / "ablate").mkdir()
+    (tmp_path / "ablate" / "__init__.py").touch()
+    (tmp_path / "ablate" / "side.py").write_text(f"import json\ninput()\nprint(json.dumps({{'error': {text!r}}}))\n")
+    side = against.Process(tmp_path, tmp_path, "0123456789")
+    says = against.OLDER if "Side" in text else "RuntimeError: here"
+    try:
+        with pytest.raises(UserError, match=f"^0123456789: {re.escape(says)}$"):
+            side.ask("run", colour="red")
+    finally:
+        side.end()
