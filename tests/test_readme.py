@@ -28,6 +28,7 @@ def test_generated_parts_have_not_drifted() -> None:
 def test_every_generated_part_is_there() -> None:
     assert [found[2] for found in readme.SECTION.finditer(TEXT)] == [
         "registry",
+        "gate",
         "speed",
         "suites",
         "variants",
