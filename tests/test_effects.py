@@ -488,9 +488,7 @@ def test_holm_counts_what_cannot_be_tested() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(
-    60
-)  # seconds, where each run in a loop would take minutes; how many is told by benchmarks/test_report_time.py
+@pytest.mark.timeout(60)  # a loop over runs would take minutes
 @pytest.mark.parametrize("levels", [(10, 10, 10), (2,) * 10], ids=str)
 def test_five_thousand_runs_do_not_take_minutes(levels: tuple[int, ...]) -> None:
     declared = grid(*levels)
