@@ -36,17 +36,17 @@ def surroundings(found: dict[str, Any]) -> dict[str, str]:
 
 
 def run(
-    design: Design, options: session.Options, *, home: Path, started: float, say: Say
+    design: Design, whole: Design, options: session.Options, *, home: Path, started: float, say: Say
 ) -> tuple[dict[str, Arm], dict[str, str]]:
-    """Measure the arms of a design, of which what is recorded is reused; and the surroundings.
+    """Measure the arms of a design, a part of the `whole` that is declared, of which what is recorded is reused; and the surroundings.
 
     Raises:
         UserError: trials that are missing because the run was interrupted.
     """
-    ended = session.run(design, design, options, home=home, started=started, say=say)
+    ended = session.run(design, whole, options, home=home, started=started, say=say)
     if not (ended.good or ended.interrupted):
         say("what failed is tried once more")  # a crowded machine is no regression
-        ended = session.run(design, design, replace(options, retry_failed=True), home=home, started=started, say=say)
+        ended = session.run(design, whole, replace(options, retry_failed=True), home=home, started=started, say=say)
     if ended.interrupted or ended.missing:
         raise UserError("the suite is not complete: run it again")
     records = _records(ended, home)

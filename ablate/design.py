@@ -6,8 +6,8 @@ import itertools
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ablate._cells import NOTHING, known_bad, recipes
@@ -82,6 +82,13 @@ class Design:
     def labels(self) -> dict[str, list[str]]:
         """The labels of the levels of each factor."""
         return {factor: [level.label for level in levels] for factor, levels in self.suite.factors.items()}
+
+    def part(self, labels: Collection[str]) -> Design:
+        """The cells of these labels, without controls."""
+        return replace(
+            self, cells=tuple(cell for cell in self.cells if cell.label in labels),
+            trials=tuple(trial for trial in self.trials if trial.label in labels and not trial.control),
+        )  # fmt: skip
 
     @property
     def command(self) -> str:

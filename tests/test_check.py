@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
@@ -13,9 +14,12 @@ import torch
 from tiny import ArrayCorpus, tiny
 
 from ablate import check, counts, operators, session
+from ablate.commands import gate
+from ablate.design import Design
 from ablate.errors import UserError
 from ablate.rounding import Nudged
 from ablate.train import Kept, train
+from registry.baseline import Arm, Baseline, Noise
 
 RIGHT = "        return entropy.view(targets.shape), objective\n"
 WORSE = """
@@ -141,5 +145,29 @@ def test_what_failed_is_tried_once_more_before_it_is_held_against_the_code(
 
     monkeypatch.setattr(check.session, "run", run)
     with pytest.raises(UserError, match="run it again"):
-        check.run(None, session.Options(), home=tmp_path, started=0.0, say=lambda text: None)  # type: ignore[arg-type]
+        check.run(None, None, session.Options(), home=tmp_path, started=0.0, say=lambda text: None)  # type: ignore[arg-type]
     assert asked == [False, True]
+
+
+def test_only_arms_whose_loss_is_in_doubt_are_run_with_more_seeds(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    asked: list[tuple[int, list[str], int]] = []
+
+    def measured(whole: Design, labels: Collection[str] = ()) -> tuple[dict[str, Arm], dict[str, str]]:
+        design = whole.part(labels) if labels else whole
+        asked.append((len(whole.seeds), list(labels), len(design.trials)))
+        return {
+            cell.label: Arm("r", {seed: {"val_loss": loss(cell.label, seed)} for seed in whole.seeds})
+            for cell in design.cells
+        }, {}
+
+    def loss(label: str, seed: int) -> float:
+        return 3.605 if label == "norm=rmsnorm" and seed < 2 else 3.6
+
+    labels = ["baseline", "attention=gqa", "activation=swiglu", "norm=rmsnorm", "optimizer=muon"]
+    arms = {label: Arm("r", {seed: {"val_loss": 3.6} for seed in range(6)}) for label in labels}
+    known = Baseline("ci", "nano", [], arms, {}, {"val_loss": Noise(0.002, 20)})
+    monkeypatch.setattr(gate, "_measured", measured)
+    findings = gate._held("ci", known, None, None)
+    assert asked == [(2, [], 10), (6, ["norm=rmsnorm"], 6)]
+    assert {one.arm: one.verdict for one in findings} == dict.fromkeys(labels, "pass")
+    assert {one.arm: one.n for one in findings} == dict.fromkeys(labels, 2) | {"norm=rmsnorm": 6}

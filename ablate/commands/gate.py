@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,12 +25,14 @@ BaselineFile = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", he
 SavedFile = Annotated[Path, typer.Argument(metavar="FILE", help="A baseline that was saved.")]
 
 
-def _measured(design: Design) -> tuple[dict[str, Arm], dict[str, str]]:
+def _measured(whole: Design, labels: Collection[str] = ()) -> tuple[dict[str, Arm], dict[str, str]]:
+    """All arms of a design, or those of some labels."""
     from ablate import check, session
     from registry.home import home
 
-    prepare_corpora(design)
-    return check.run(design, session.Options(), home=home(), started=time.time(), say=say)
+    prepare_corpora(whole)
+    design = whole.part(labels) if labels else whole
+    return check.run(design, whole, session.Options(), home=home(), started=time.time(), say=say)
 
 
 @baselines.command("save")
@@ -150,7 +153,7 @@ def check_command(
 
 
 def _held(suite: str, known: Baseline, only: str | None, margin: float | None) -> list[Finding]:
-    """The findings; where a loss did not pass with the suite's seeds, over all that the baseline has."""
+    """The findings; of arms whose loss did not pass with the suite's seeds, over all that the baseline has."""
     from dataclasses import replace
 
     from ablate import check
@@ -160,8 +163,12 @@ def _held(suite: str, known: Baseline, only: str | None, margin: float | None) -
         raise UserError(f"that is a baseline of {known.suite}, not of {name_of(suite)}")
     most = max((len(arm.runs) for arm in known.arms.values()), default=1)
     design = expanded(suite, known.scale, known.settings, None, only)
+    arms: dict[str, Arm] = {}
+    doubtful: list[str] = []
+    findings: list[Finding] = []
     for seeds in dict.fromkeys((min(len(design.seeds), most), most)):
-        arms, around = _measured(expanded(suite, known.scale, known.settings, seeds, only))
+        measured, around = _measured(expanded(suite, known.scale, known.settings, seeds, only), doubtful)
+        arms |= measured
         own = {name: arm for name, arm in known.arms.items() if name in arms} if only else known.arms
         findings = against_baseline(replace(known, arms=own), arms, around, margin)
         doubtful = [one.arm for one in findings if one.metric == check.LOSS and one.verdict != "pass"]
