@@ -14,7 +14,6 @@ import torch
 from tiny import ArrayCorpus, tiny
 
 from ablate import check, counts, operators, session
-from ablate.commands import gate
 from ablate.design import Design
 from ablate.errors import UserError
 from ablate.rounding import Nudged
@@ -150,6 +149,10 @@ def test_what_failed_is_tried_once_more_before_it_is_held_against_the_code(
 
 
 def test_only_arms_whose_loss_is_in_doubt_are_run_with_more_seeds(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    from ablate import cli  # first, for commands are listed in the order of their import
+    from ablate.commands import gate
+
+    assert cli.commands
     asked: list[tuple[int, list[str], int]] = []
 
     def measured(whole: Design, labels: Collection[str] = ()) -> tuple[dict[str, Arm], dict[str, str]]:
