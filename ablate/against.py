@@ -142,9 +142,8 @@ def _loss(
         before, after = (Arm("", _losses(kept)) for kept in runs)
         if before.runs != after.runs:
             nudged |= {seed: old.ask("run", arm=arm, seed=seed, nudged=True) for seed in runs[0] if seed not in nudged}
-        noise = Noise.of(
-            nudged[seed][LOSS] - loss for seed, loss in before.values(LOSS).items() if LOSS in nudged.get(seed, {})
-        )
+        rounded = Arm("", _losses(nudged)).values(LOSS)
+        noise = Noise.of(rounded[seed] - loss for seed, loss in before.values(LOSS).items() if seed in rounded)
         found = gate.loss(arm, before, after, noise, margin)
         if found.verdict == "pass":
             break

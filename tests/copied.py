@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -17,10 +18,44 @@ seeds: 2
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Change:
+    """The text `old`, which is in a file once, becomes `new`."""
+
+    file: str
+    old: str
+    new: str
+
+    def applied(self, text: str) -> str:
+        """Raises `ValueError` where `old` is not there once."""
+        count = text.count(self.old)
+        if count != 1:
+            raise ValueError(f"{self.file}: {self.old!r} is there {count} times")
+        return text.replace(self.old, self.new)
+
+    def make(self, folder: Path) -> None:
+        """Change the file in a copy of the package."""
+        path = folder / self.file
+        path.write_text(self.applied(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
 def copy_to(folder: Path) -> Path:
     """The package and its suites, in a folder of their own."""
     for name in ("ablate", "registry", "suites"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def repository(folder: Path) -> Path:
+    """The package and the suite of one arm, as the only commit of a repository."""
+    copy_to(folder)
+    (folder / "one-arm.yaml").write_text(ONE_ARM, encoding="utf-8")
+    for argv in (
+        "init --quiet",
+        "add --all",
+        "-c user.name=a -c user.email=a@example.org commit --quiet --message all",
+    ):
+        subprocess.run(["git", "-C", folder, *argv.split()], check=True)
     return folder
 
 

@@ -4,20 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """The text `old`, which is in a file once, becomes `new`."""
-
-    file: str
-    old: str
-    new: str
-
-    def applied(self, text: str) -> str:
-        count = text.count(self.old)
-        if count != 1:
-            raise ValueError(f"{self.file}: {self.old!r} is there {count} times")
-        return text.replace(self.old, self.new)
+from copied import Change
 
 
 @dataclass(frozen=True, slots=True, init=False)

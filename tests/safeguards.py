@@ -75,8 +75,7 @@ def tested(safeguard: Safeguard, limit: float) -> Verdict:
         folder = Path(name) / "copy"
         copy_to(folder)
         for change in safeguard.changes:
-            path = folder / change.file
-            path.write_text(change.applied(path.read_text(encoding="utf-8")), encoding="utf-8")
+            change.make(folder)
         try:
             verdict, said = _ran(safeguard.test, folder, limit)
         finally:

@@ -30,12 +30,7 @@ NOISE = 0.003
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
     """The code of this checkout as the only commit of a repository."""
-    folder = copied.copy_to(tmp_path / "repository")
-    (folder / "one-arm.yaml").write_text(copied.ONE_ARM, encoding="utf-8")
-    git(folder, "init", "--quiet")
-    git(folder, "add", "--all")
-    git(folder, "-c", "user.name=a", "-c", "user.email=a@example.org", "commit", "--quiet", "--message", "all")
-    return folder
+    return copied.repository(tmp_path / "repository")
 
 
 def git(folder: Path, *argv: str) -> str:

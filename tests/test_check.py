@@ -89,10 +89,7 @@ def ablate(folder: Path, *argv: str) -> tuple[int, str]:
 def changed(folder: Path, text: str) -> Path:
     """A copy of the package with `text` at the end of the model's loss."""
     copied.copy_to(folder)
-    model = folder / "ablate" / "model.py"
-    code = model.read_text(encoding="utf-8")
-    assert code.count(RIGHT) == 1
-    model.write_text(code.replace(RIGHT, text), encoding="utf-8")
+    copied.Change("ablate/model.py", RIGHT, text).make(folder)
     return folder
 
 

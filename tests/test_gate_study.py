@@ -20,10 +20,10 @@ COUNTS = {"operators": [200.0, 200.0], "host_syncs": [1.0, 1.0]}
 
 @pytest.mark.parametrize("name", gate_study.CONDITIONS)
 def test_what_is_planted_has_its_place_and_is_python(name: str) -> None:
-    for file, old, new in gate_study.CONDITIONS[name].edits(SIZES):
-        code = (copied.ROOT / file).read_text(encoding="utf-8")
-        assert code.count(old) == 1 and new != old
-        compile(code.replace(old, new), file, "exec")
+    for change in gate_study.CONDITIONS[name].edits(SIZES):
+        code = (copied.ROOT / change.file).read_text(encoding="utf-8")
+        assert code.count(change.old) == 1 and change.new != change.old
+        compile(change.applied(code), change.file, "exec")
 
 
 def check(condition: str, slower: float = 0.0, worse: float = 1.0, **counts: list[float]) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import safeguards
-from safeguard_list import SAFEGUARDS, Change, Safeguard
+from copied import Change
+from safeguard_list import SAFEGUARDS, Safeguard
 
 ROOT = Path(__file__).resolve().parent.parent
 FAULTS = safeguards.rows()

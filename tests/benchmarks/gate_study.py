@@ -37,6 +37,7 @@ if os.environ.get("ABLATE_STUDIED") is None:  # else the copy's code is the one 
     sys.path.insert(0, str(ROOT))
 
 import copied  # noqa: E402
+from copied import Change  # noqa: E402
 
 ATTENTION, FEED, MODEL, TRAIN = (f"ablate/{name}.py" for name in ("variants/_attend", "feed", "model", "train"))
 IN_ATTENTION = "        q, k = q.to(v.dtype), k.to(v.dtype)\n"
@@ -44,7 +45,7 @@ IN_FEED = "        return self.corpus.tokens[self.starts[step][:, None] + np.ara
 IN_LOOP = "        self.losses[self.done], self.norms[self.done] = loss, norm\n"
 IN_EVALUATION = "self.done * self.recipe.batch_tokens, float(losses.mean())])"
 IN_MODEL = "        hidden, targets = self.hidden(windows[:, :-1], blocks).flatten(0, 1), windows[:, 1:]\n"
-REVERSED = (FEED, IN_FEED, IN_FEED.replace("starts[step][:, None]", "starts[step][::-1, None]"))
+REVERSED = Change(FEED, IN_FEED, IN_FEED.replace("starts[step][:, None]", "starts[step][::-1, None]"))
 """The sequences of a batch in another order: the same sums, rounded in another order."""
 TENTH, MORE_MEMORY, MORE_LOSS = 0.10, 0.03, 1.01
 AT_FIRST, ROUNDS = 100, 60
@@ -53,31 +54,34 @@ AT_FIRST, ROUNDS = 100, 60
 
 @dataclass(frozen=True)
 class Condition:
-    """Edits of the package (file, old, new), and the metric that they are to be found in; none for those that change nothing."""
+    """Edits of the package, and the metric that they are to be found in; none for those that change nothing."""
 
-    edits: Callable[[dict[str, float]], list[tuple[str, str, str]]]
+    edits: Callable[[dict[str, float]], list[Change]]
     metric: str | None = None
 
 
-def copies(number: float) -> list[tuple[str, str, str]]:
+def copies(number: float) -> list[Change]:
     """So many extra copies of the queries in each layer."""
     loop = f"        for _ in range({round(number)}):\n            q.clone()\n"
-    return [(ATTENTION, IN_ATTENTION, IN_ATTENTION + loop)]
+    return [Change(ATTENTION, IN_ATTENTION, IN_ATTENTION + loop)]
+
+
+def kept(size: float) -> list[Change]:
+    """So many bytes that nobody uses."""
+    line = f"        self.kept = torch.empty({round(size)}, dtype=torch.uint8)\n"
+    return [Change(MODEL, IN_MODEL, IN_MODEL + line)]
 
 
 CONDITIONS = {
-    "unchanged": Condition(lambda _: [(TRAIN, IN_LOOP, IN_LOOP.replace("\n", "  # as before\n"))]),
+    "unchanged": Condition(lambda _: [Change(TRAIN, IN_LOOP, IN_LOOP.replace("\n", "  # as before\n"))]),
     "rounding": Condition(lambda _: [REVERSED]),
     "loss +1 %": Condition(
-        lambda _: [REVERSED, (TRAIN, IN_EVALUATION, IN_EVALUATION.replace("mean()", f"mean()) * ({MORE_LOSS}"))], "val_loss"
+        lambda _: [REVERSED, Change(TRAIN, IN_EVALUATION, IN_EVALUATION.replace("mean()", f"mean()) * ({MORE_LOSS}"))], "val_loss"
     ),
     "step +10 %": Condition(lambda sizes: copies(sizes["copies"]), "step_time_ms"),
-    "memory +3 %": Condition(
-        lambda sizes: [(MODEL, IN_MODEL, IN_MODEL + f"        self.kept = torch.empty({round(sizes['bytes'])}, dtype=torch.uint8)\n")],
-        "peak_memory_gib",
-    ),
-    "graph break": Condition(lambda _: [(MODEL, IN_MODEL, IN_MODEL + "        torch._dynamo.graph_break()\n")], "graph_breaks"),
-    "host sync": Condition(lambda _: [(TRAIN, IN_LOOP, IN_LOOP + "        float(loss)\n")], "host_syncs"),
+    "memory +3 %": Condition(lambda sizes: kept(sizes["bytes"]), "peak_memory_gib"),
+    "graph break": Condition(lambda _: [Change(MODEL, IN_MODEL, IN_MODEL + "        torch._dynamo.graph_break()\n")], "graph_breaks"),
+    "host sync": Condition(lambda _: [Change(TRAIN, IN_LOOP, IN_LOOP + "        float(loss)\n")], "host_syncs"),
 }  # fmt: skip
 
 
@@ -85,23 +89,17 @@ class Lane:
     """Two cores, and a repository on which one check at a time runs."""
 
     def __init__(self, folder: Path, cores: set[int]) -> None:
-        self.folder, self.cores, self._free = copied.copy_to(folder), cores, threading.Lock()
-        (folder / "one-arm.yaml").write_text(copied.ONE_ARM, encoding="utf-8")
-        for argv in ("init --quiet", "add --all", "-c user.name=a -c user.email=a@b commit --quiet --message all"):
-            subprocess.run(["git", "-C", folder, *argv.split()], check=True)
+        self.folder, self.cores, self._free = copied.repository(folder), cores, threading.Lock()
 
-    def check(self, edits: list[tuple[str, str, str]], rate: float, once: str | None = None) -> dict[str, Any]:
+    def check(self, edits: list[Change], rate: float, once: str | None = None) -> dict[str, Any]:
         """Run a whole check of a planted change; see `studied`."""
         with self._free:
             return self._check(edits, rate, once)
 
-    def _check(self, edits: list[tuple[str, str, str]], rate: float, once: str | None) -> dict[str, Any]:
+    def _check(self, edits: list[Change], rate: float, once: str | None) -> dict[str, Any]:
         subprocess.run(["git", "-C", self.folder, "checkout", "--quiet", "."], check=True)
-        for name, old, new in edits:
-            path = self.folder / name
-            code = path.read_text(encoding="utf-8")
-            assert code.count(old) == 1, f"{name}: {old!r}"
-            path.write_text(code.replace(old, new), encoding="utf-8")
+        for edit in edits:
+            edit.make(self.folder)
         home = self.folder / ".home"
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join([str(self.folder), os.environ.get("PYTHONPATH", "")]), "ABLATE_HOME": str(home),
@@ -218,8 +216,7 @@ def main() -> None:
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
-        if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, set(map(int, given.cores.split(","))))
+        os.sched_setaffinity(0, set(map(int, given.cores.split(","))))
         print(json.dumps(studied(float(given.one), given.once)))
     elif given.summary:
         import gate_resampled

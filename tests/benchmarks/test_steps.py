@@ -44,6 +44,13 @@ def windows_of(recipe: Recipe, corpus: Corpus) -> Tensor:
     return Feed(corpus, corpus.order(0, length, sequences), sequences, length, DEVICE, None).windows(0)
 
 
+def with_gradients(recipe: Recipe, corpus: Corpus) -> Step:
+    """The step of a recipe, before its optimizer."""
+    step = Step(recipe, DEVICE)
+    step.gradients(windows_of(recipe, corpus))
+    return step
+
+
 def settings(recipe: Recipe) -> str:
     return recipe.cell_id("", "")
 
@@ -70,8 +77,7 @@ def test_forward_and_backward(variant: Variant, corpus: Corpus, held: Held) -> N
 @pytest.mark.parametrize("variant", [*FACTORS["optimizer"]], ids=name)
 def test_optimizer_step(variant: Variant, corpus: Corpus, held: Held) -> None:
     recipe = recipe_with(variant)
-    step = Step(recipe, DEVICE)
-    step.gradients(windows_of(recipe, corpus))
+    step = with_gradients(recipe, corpus)
     held.tensors(step.optimizer.step, settings(recipe))
 
 
@@ -79,8 +85,7 @@ def test_optimizer_step(variant: Variant, corpus: Corpus, held: Held) -> None:
 @pytest.mark.parametrize("variant", [*FACTORS["clipping"]], ids=name)
 def test_clipping(variant: Variant, corpus: Corpus, held: Held) -> None:
     recipe = recipe_with(variant)
-    step = Step(recipe, DEVICE)
-    step.gradients(windows_of(recipe, corpus))
+    step = with_gradients(recipe, corpus)
     gradients = [p.grad for p in step.updated if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     held.tensors(lambda: step.clip(gradients, norm), settings(recipe))
