@@ -46,10 +46,12 @@ os.environ.update(
     RAY_ENABLE_AUTO_CONNECT="0",  # or a dying `fit` starts another Ray
     RAY_memory_monitor_refresh_ms="0",  # its kill crashes the whole `fit`
     TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
+    TUNE_GLOBAL_CHECKPOINT_S="inf",  # its books on disk, which nobody reads, cost memory for every trial
 )
 import psutil
 import ray
-from ray import tune
+from ray import cloudpickle, tune
+from ray.exceptions import RayActorError
 from ray.tune.search import Searcher
 
 logging.getLogger("ray").setLevel(logging.CRITICAL)
@@ -57,6 +59,8 @@ logging.getLogger("ray").setLevel(logging.CRITICAL)
 TRIES = 3
 """How often a trial is given to a worker, if workers die over it."""
 REPORT_SECONDS = 0.5
+TUNE_NEEDS = {"done", "training_iteration", "trial_id", "node_ip", "pid"}
+"""Of the result of a trial, to end it."""
 FAR = "on a cluster nobody starts NVIDIA's Multi-Process Service for them"
 
 
@@ -342,14 +346,14 @@ class _Run:
         """Give rows to workers until none is open, or Tune fails."""
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(workers)  # or they start one after the other
         self.rows.begin(workers, by_shape=place.device == "cuda")
-        reasons = _Reasons()
+        mail = _Mail(self.rows)
         trainable = tune.with_resources(tune.with_parameters(Worker, jobs=self.jobs, place=place), self._resources())
         tuner = tune.Tuner(
             trainable,
-            tune_config=tune.TuneConfig(search_alg=_Search(self.rows, reasons), num_samples=-1, reuse_actors=True),
+            tune_config=tune.TuneConfig(search_alg=_Search(self.rows, mail), num_samples=-1, reuse_actors=True),
             run_config=tune.RunConfig(
                 name=f"ablate-{uuid.uuid4().hex}", storage_path=str(self.scratch), verbose=0,
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False), callbacks=[reasons],
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False), callbacks=[mail],
             ),
         )  # fmt: skip
         try:
@@ -386,30 +390,47 @@ class Worker(tune.Trainable):
         try:
             got = execute(job, replace(self.place, deaths=row.deaths))
         except OSError as error:
-            return {"done": True, "trouble": said(error, self.place.home)}
+            return {"done": True, "said": {"trouble": said(error, self.place.home)}}
         self.usable = usable(self.place.device)
         if isinstance(got, TrialRecord):
-            return {"done": True, "record": got.to_json()}
-        return {"done": True, "crowded": True} if isinstance(got, Crowded) else {"done": True, "contended": got}
+            return {"done": True, "said": {"record": got.to_json()}}
+        return {"done": True, "said": {"crowded": True} if isinstance(got, Crowded) else {"contended": got}}
 
 
-class _Reasons(tune.Callback):
-    """Why trials of Tune failed, by Tune's trial id."""
+class _Mail(tune.Callback):
+    """What workers said, by Tune's trial id; and why they failed, which goes to `rows` from here, for a searcher is told too early.
 
-    def __init__(self) -> None:
-        self.found: dict[str, str] = {}
+    What they said is taken out of Tune's results, with most of what Tune adds: it keeps those of all trials.
+    """
+
+    def __init__(self, rows: Rows) -> None:
+        self.said: dict[str, dict[str, Any]] = {}
+        self._rows = rows
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        self.said[trial.trial_id] = result["said"]
+        for name in result.keys() - TUNE_NEEDS:
+            del result[name]
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        error = trial.get_error()
-        self.found[trial.trial_id] = _one_line(error) if error else ""
+        # `trial.get_pickled_error` looks where nothing was copied to yet
+        file = trial.pickled_error_file
+        error = cloudpickle.loads(Path(file).read_bytes()) if file and os.path.exists(file) else None
+        killed = isinstance(error, RayActorError) and not error.actor_init_failed
+        self._rows.lost(trial.trial_id, "" if error is None or killed else _one_line(error))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # as that of the searcher
 
 
 class _Search(Searcher):
     """Tune's way of asking for rows. It proposes nothing by itself."""
 
-    def __init__(self, rows: Rows, reasons: _Reasons) -> None:
+    def __init__(self, rows: Rows, mail: _Mail) -> None:
         super().__init__(metric="done", mode="max")
-        self._rows, self._reasons = rows, reasons
+        self._rows, self._mail = rows, mail
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if self._rows.over:
@@ -418,12 +439,13 @@ class _Search(Searcher):
         return None if row is None else asdict(row)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        if error or not result:
-            self._rows.lost(trial_id, self._reasons.found.get(trial_id, ""))
+        if error:
+            return  # `on_trial_error` is called next
+        got = self._mail.said.pop(trial_id, None)
+        if got is None:
+            self._rows.lost(trial_id, "")
         else:
-            self._rows.answer(
-                trial_id, result.get("record"), result.get("contended"), result.get("crowded", False), result.get("trouble", "")
-            )  # fmt: skip
+            self._rows.answer(trial_id, **got)
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune keeps a copy to resume from, and records say what is done."""

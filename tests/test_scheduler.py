@@ -96,6 +96,24 @@ def test_ray_trains_everything_quietly(
     assert capfd.readouterr() == ("", "")
 
 
+class Broken(scheduler.Worker):
+    """A worker that cannot start."""
+
+    def setup(self, config: dict[str, Any], **given: Any) -> None:  # type: ignore[override]
+        raise RuntimeError("no device here")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_why_no_worker_could_start_is_recorded(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "Worker", Broken)
+    (record,) = scheduler.run(
+        [fake_training.job(0)], home=home, open_store=lambda: Store.open(home), workers_per_device=1
+    ).records
+    assert record.status == "killed"
+    assert record.cause.startswith(f"its worker died {scheduler.TRIES} times (RuntimeError: no device here); see ")
+
+
 @pytest.mark.fire
 @pytest.mark.filterwarnings("ignore")
 def test_nothing_is_trained_where_no_store_can_be_opened(home: Path) -> None:
