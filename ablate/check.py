@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -36,9 +37,12 @@ def surroundings(found: dict[str, Any]) -> dict[str, str]:
 
 
 def run(
-    design: Design, whole: Design, options: session.Options, *, home: Path, started: float, say: Say
-) -> tuple[dict[str, Arm], dict[str, str]]:
+    design: Design, whole: Design, options: session.Options, *, home: Path, started: float, say: Say,
+    counted: Mapping[str, Arm] = MappingProxyType({}),
+) -> tuple[dict[str, Arm], dict[str, str]]:  # fmt: skip
     """Measure the arms of a design, a part of the `whole` that is declared, of which what is recorded is reused; and the surroundings.
+
+    The counts of a step of arms that were `counted` before, by label, are taken from there.
 
     Raises:
         UserError: trials that are missing because the run was interrupted.
@@ -58,7 +62,8 @@ def run(
             for other in ended.plan.reported
             if other.trial.label == label and not other.trial.control and (record := records.get(other.trial_id))
         }  # fmt: skip
-        arms[label] = Arm(_recipe(row), runs, _recorded(row, records) | _counted(row, home))
+        counts = counted[label].counts if label in counted else _recorded(row, records) | _counted(row, home)
+        arms[label] = Arm(_recipe(row), runs, counts)
     return arms, surroundings(ended.plan.environment)
 
 

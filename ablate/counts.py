@@ -35,7 +35,9 @@ def _trained(recipe: Recipe, corpus: Corpus, steps: int) -> dict[str, float]:
     short = recipe.model_copy(
         update={
             "train": recipe.train.model_copy(update={"steps": steps}),
-            "evaluation": recipe.evaluation.model_copy(update={"points": 1}),
+            "evaluation": recipe.evaluation.model_copy(
+                update={"points": 1, "sequences": min(recipe.evaluation.sequences, recipe.batch.micro_sequences)}
+            ),
         }
     )
     with Operators() as operators:

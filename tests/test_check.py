@@ -94,6 +94,7 @@ def changed(folder: Path, text: str) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(900)
 def test_what_is_planted_is_found_and_what_changes_nothing_passes(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -151,10 +152,14 @@ def test_only_arms_whose_loss_is_in_doubt_are_run_with_more_seeds(monkeypatch: p
 
     assert cli.commands
     asked: list[tuple[int, list[str], int]] = []
+    counted: list[list[str]] = []
 
-    def measured(whole: Design, labels: Collection[str] = ()) -> tuple[dict[str, Arm], dict[str, str]]:
+    def measured(
+        whole: Design, labels: Collection[str], earlier: dict[str, Arm]
+    ) -> tuple[dict[str, Arm], dict[str, str]]:
         design = whole.part(labels) if labels else whole
         asked.append((len(whole.seeds), list(labels), len(design.trials)))
+        counted.append(list(earlier))
         return {
             cell.label: Arm("r", {seed: {"val_loss": loss(cell.label, seed)} for seed in whole.seeds})
             for cell in design.cells
@@ -168,6 +173,7 @@ def test_only_arms_whose_loss_is_in_doubt_are_run_with_more_seeds(monkeypatch: p
     known = Baseline("ci", "nano", [], arms, {}, {"val_loss": Noise(0.002, 20)})
     monkeypatch.setattr(gate, "_measured", measured)
     findings = gate._held("ci", known, None, None)
-    assert asked == [(2, [], 10), (6, ["norm=rmsnorm"], 6)]
+    assert asked == [(3, [], 15), (6, ["norm=rmsnorm"], 6)]
+    assert counted == [[], labels]
     assert {one.arm: one.verdict for one in findings} == dict.fromkeys(labels, "pass")
-    assert {one.arm: one.n for one in findings} == dict.fromkeys(labels, 2) | {"norm=rmsnorm": 6}
+    assert {one.arm: one.n for one in findings} == dict.fromkeys(labels, 3) | {"norm=rmsnorm": 6}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -25,14 +26,16 @@ BaselineFile = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", he
 SavedFile = Annotated[Path, typer.Argument(metavar="FILE", help="A baseline that was saved.")]
 
 
-def _measured(whole: Design, labels: Collection[str] = ()) -> tuple[dict[str, Arm], dict[str, str]]:
-    """All arms of a design, or those of some labels."""
+def _measured(
+    whole: Design, labels: Collection[str] = (), counted: Mapping[str, Arm] = MappingProxyType({})
+) -> tuple[dict[str, Arm], dict[str, str]]:
+    """All arms of a design, or those of some labels, with the counts of those that were `counted` before."""
     from ablate import check, session
     from registry.home import home
 
     prepare_corpora(whole)
     design = whole.part(labels) if labels else whole
-    return check.run(design, whole, session.Options(), home=home(), started=time.time(), say=say)
+    return check.run(design, whole, session.Options(), home=home(), started=time.time(), say=say, counted=counted)
 
 
 @baselines.command("save")
@@ -167,7 +170,7 @@ def _held(suite: str, known: Baseline, only: str | None, margin: float | None) -
     doubtful: list[str] = []
     findings: list[Finding] = []
     for seeds in dict.fromkeys((min(len(design.seeds), most), most)):
-        measured, around = _measured(expanded(suite, known.scale, known.settings, seeds, only), doubtful)
+        measured, around = _measured(expanded(suite, known.scale, known.settings, seeds, only), doubtful, arms)
         arms |= measured
         own = {name: arm for name, arm in known.arms.items() if name in arms} if only else known.arms
         findings = against_baseline(replace(known, arms=own), arms, around, margin)
