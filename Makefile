@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test gate slow fire lint format docs golden clean
+.PHONY: quickstart test gate slow nightly fire lint format docs golden clean
 
 quickstart: .venv/train ## Run the quickstart suite and print its leaderboard
 	$(BIN)/ablate run quickstart
@@ -16,10 +16,13 @@ test: .venv/dev ## Run the default tests
 gate: .venv/dev ## Hold this code against the committed baseline
 	$(BIN)/ablate check ci --baseline results/baselines/ci-cpu.json
 
-slow: .venv/dev ## Run the tests that take longer: planted bugs, every shipped suite trained
-	$(BIN)/python -m pytest -n auto -m "slow and not fire"
+slow: .venv/dev ## Run the tests that take longer: planted bugs, planted effects, processes killed at any step
+	$(BIN)/python -m pytest -n auto -m "slow and not nightly"
 
-fire: .venv/dev ## Run the tests that kill processes, start Ray repeatedly or build packages
+nightly: .venv/dev ## Run the longest: every shipped suite trained, whole checks of planted changes, benchmarks
+	$(BIN)/python -m pytest -n auto -m nightly
+
+fire: .venv/dev ## Run the tests that kill runs, start Ray repeatedly or build packages
 	$(BIN)/python -m pytest -m fire
 
 lint: .venv/dev ## Check style and types

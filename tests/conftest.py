@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+# or Ray's workers get next to nothing of the machine while other tests compute
+os.environ.setdefault("RAY_worker_niceness", "0")
 settings.register_profile("shared-machine", deadline=None)
 settings.load_profile("shared-machine")
 

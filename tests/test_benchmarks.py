@@ -25,6 +25,7 @@ SCRIPTS = {
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_it_runs(name: str, tmp_path: Path) -> None:
@@ -35,6 +36,7 @@ def test_it_runs(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(600)
 def test_every_arm_of_a_suite_is_measured_alone(tmp_path: Path) -> None:
     home = str(tmp_path / "suite")

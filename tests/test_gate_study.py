@@ -71,6 +71,7 @@ def test_a_gate_that_is_wrong_is_seen_in_drawn_checks(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(1500)
 def test_a_whole_check_of_a_planted_change(tmp_path: Path) -> None:
     kept = tmp_path / "kept.jsonl"

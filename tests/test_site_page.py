@@ -227,6 +227,7 @@ def test_a_cell_leads_to_its_suite_and_back(open_page: Open) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(900)
 def test_two_thousand_trials(browser: Any, tmp_path: Path) -> None:
     write_at_once(empty_store(tmp_path), list(registry(2000)))

@@ -145,6 +145,7 @@ def four(trials: list[design.Trial]) -> list[design.Trial]:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", [name for name in SHIPPED if name not in REFERENCE])
 def test_four_of_its_trials_learn_from_real_text(name: str, prepared, text: dict) -> None:
     """In 60 steps each is better than a guess among all tokens, but for rates that are meant to be too high."""
@@ -161,6 +162,7 @@ def test_four_of_its_trials_learn_from_real_text(name: str, prepared, text: dict
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", REFERENCE)
 def test_a_reference_trains(name: str, prepared, text: dict) -> None:
     from ablate.train import train

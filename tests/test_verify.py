@@ -184,6 +184,7 @@ def ablate(*argv: str) -> tuple[int, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(900)
 def test_a_real_trial_reproduces_an_altered_one_does_not_and_the_board_shows_both(home: Path, own_leases: None) -> None:
     """Through the commands: trained by `run`, trained again by `verify` with Ray, taken back by `retract`, and trained anew by `run`."""

@@ -13,6 +13,7 @@ from registry.report import report
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(900)
 def test_report_of_5000_records(tmp_path: Path, benchmark: Any) -> None:
     """From a mirror that is up to date, as for every report but the first."""

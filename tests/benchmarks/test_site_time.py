@@ -17,6 +17,7 @@ from registry.store import Store
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(900)
 def test_site_of_2000_trials(tmp_path: Path, benchmark: Any) -> None:
     """From a mirror that is up to date. `first_view_ms` is the browser's own first contentful paint, from a folder; `page_ms` until all of
