@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fake_training
 import pytest
 
 from ablate import environment, scheduler
+from ablate.rows import Rows
 from ablate.status import Finished, Pace, Snapshot, TrialStatus
 from ablate.timeline import Timeline
 from ablate.writer import Writer
@@ -94,6 +97,14 @@ def test_ray_trains_everything_quietly(
     last = [event for event in events if isinstance(event, Snapshot)][-1]
     assert (last.done, last.failed, last.running) == (3, 2, ())
     assert capfd.readouterr() == ("", "")
+
+
+def test_tune_keeps_nothing_of_what_a_worker_said() -> None:
+    mail = scheduler._Mail(Rows([], queue.Queue()))
+    result = {"done": True, "said": {"record": "{}"}, "trial_id": "a", "time_total_s": 1.0, "config": {"index": 0}}
+    mail.on_trial_result(1, [], SimpleNamespace(trial_id="a"), result)
+    assert result == {"done": True, "trial_id": "a"}
+    assert mail.said == {"a": {"record": "{}"}}
 
 
 class Broken(scheduler.Worker):
