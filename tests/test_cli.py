@@ -279,10 +279,32 @@ def test_a_closed_stdout_is_no_error(filled: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_planning_needs_no_duckdb(ablate, filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Machines that train may lack what only queries need."""
-    monkeypatch.setitem(sys.modules, "duckdb", None)
-    assert ablate("plan", "quickstart", *SMALL)[0] == 0
+WITHOUT_DUCKDB = "import sys; sys.modules['duckdb'] = None; from ablate.cli import main; sys.exit(main(sys.argv[1:]))"
+"""Machines that train may lack what only queries need."""
+
+
+def without_duckdb(*argv: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-c", WITHOUT_DUCKDB, *argv], env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_planning_needs_no_duckdb(filled: Path) -> None:
+    done = without_duckdb("plan", "quickstart", *SMALL)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "this needs duckdb" in without_duckdb("leaderboard").stderr
+
+
+@pytest.mark.fire
+def test_running_needs_no_duckdb(ablate, home: Path) -> None:
+    for seeds in "12":  # the second finds records, by which it tells how long it takes
+        done = without_duckdb("run", "quickstart", *SMALL, "--seeds", seeds, "--only", "attention=mha")
+        assert (done.returncode, done.stderr.count("val_loss")) == (0, 2)
+    assert [row["n"] for row in json.loads(ablate("leaderboard", "quickstart", "--format", "json")[1])["rows"]] == [
+        2,
+        2,
+    ]
 
 
 @pytest.mark.fire
