@@ -93,7 +93,8 @@ def _ran(test: str, folder: Path, limit: float) -> tuple[str, str]:
         sys.executable, "-m", "pytest", f"tests/{test}", "-p", "no:cacheprovider", "-p", "no:benchmark", "-o", "addopts=", "-x", "-q",
         "--basetemp", str(folder.parent / "t"), f"--junitxml={report}",
     ]  # fmt: skip
-    environment = os.environ | {"PYTHONPATH": str(folder), MARK: str(folder)}
+    path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONPATH": path, MARK: str(folder)}
     with (folder.parent / "output").open("w+") as output:
         run = subprocess.Popen(
             command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
