@@ -75,12 +75,12 @@ def _records(ended: session.Ended, home: Path) -> dict[str, TrialRecord]:
 
     mirror = sync(Store.open(home))
     with Sandbox(mirror) as sandbox:
-        counted = sandbox.frame(
+        counting = sandbox.frame(
             f"SELECT record_id FROM trials WHERE counts AND environment_id = '{ended.plan.environment_id}'"
-        )
+        )["record_id"].tolist()  # as it is, an empty column has no type
     own = pa.array([row.trial_id for row in ended.plan.reported], pa.string())
     rows = mirror.trials.to_table(
-        filter=pc.field("trial_id").isin(own) & pc.field("record_id").isin(pa.array(counted["record_id"], pa.string()))
+        filter=pc.field("trial_id").isin(own) & pc.field("record_id").isin(pa.array(counting, pa.string()))
     )
     found = {row["trial_id"]: as_record(row) for row in rows.to_pylist()}
     return found | {record.trial_id: record for _, record in ended.ran if record.trial_id not in found}

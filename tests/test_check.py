@@ -14,9 +14,11 @@ import torch
 from tiny import ArrayCorpus, tiny
 
 from ablate import check, counts, operators, session
-from ablate.design import Design
+from ablate.design import Design, expand
 from ablate.errors import UserError
+from ablate.plan import Row, make_plan
 from ablate.rounding import Nudged
+from ablate.suite import load_suite
 from ablate.train import Kept, train
 from registry.baseline import Arm, Baseline, Noise
 
@@ -144,6 +146,37 @@ def test_what_failed_is_tried_once_more_before_it_is_held_against_the_code(
     with pytest.raises(UserError, match="run it again"):
         check.run(None, None, session.Options(), home=tmp_path, started=0.0, say=lambda text: None)  # type: ignore[arg-type]
     assert asked == [False, True]
+
+
+def test_the_step_of_an_arm_that_was_counted_is_not_counted_again(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    recorded = dict.fromkeys(check.RECORDED, 2.0)
+    design = expand(load_suite("ci"))
+    counted = []
+
+    def ran(design: Design, whole: Design, options: session.Options, **_: object) -> SimpleNamespace:
+        plan = make_plan(design, home=home)
+        said = [
+            SimpleNamespace(
+                trial_id=row.trial_id, status="finished", metrics={"val_loss": 3.0 + row.trial.seed, **recorded}
+            )
+            for row in plan.reported
+        ]
+        return SimpleNamespace(good=True, interrupted=None, missing=False, plan=plan, ran=[(None, one) for one in said])
+
+    def counted_now(row: Row, folder: Path) -> dict[str, float]:
+        counted.append(row.trial.label)
+        return {"operators": 7.0}
+
+    monkeypatch.setattr(check.session, "run", ran)
+    monkeypatch.setattr(check, "_counted", counted_now)
+    before = {"optimizer=muon": Arm("r", {}, {"operators": 9.0, "parameters": 1.0})}
+    part = design.part(["baseline", "optimizer=muon"])
+    arms, _ = check.run(part, design, session.Options(), home=home, started=0.0, say=print, counted=before)
+    assert counted == ["baseline"]
+    assert arms["baseline"].counts == recorded | {"operators": 7.0}
+    assert arms["optimizer=muon"].counts == before["optimizer=muon"].counts
+    runs = {seed: {"val_loss": 3.0 + seed} for seed in range(3)}
+    assert [arm.runs for arm in arms.values()] == [runs, runs]
 
 
 def test_only_arms_whose_loss_is_in_doubt_are_run_with_more_seeds(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
