@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from pathlib import Path
@@ -15,3 +16,15 @@ def home() -> Path:
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Application Support" / "ablate"
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "ablate"
+
+
+def mirrors(home: Path) -> Path:
+    """The folder of mirrors of stores that are read through `home`: in it, or in the user's cache where it cannot be written to."""
+    own = home / "mirror"
+    if os.access(next(place for place in (own, *own.parents) if place.exists()), os.W_OK):
+        return own
+    if sys.platform == "darwin":
+        cache = Path.home() / "Library" / "Caches"
+    else:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "ablate" / "mirror" / hashlib.sha256(str(home).encode()).hexdigest()[:16]

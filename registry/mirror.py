@@ -22,6 +22,7 @@ import pyarrow.dataset as ds
 
 from ._derived import STANDING, Derived, derive
 from ._rows import DECLARED, DESIGNS, MARKS, TRIALS, declared_rows, design_rows, mark_rows, trial_rows
+from .home import mirrors
 from .layout import Kind, load
 from .locks import FileLock
 from .record import DesignRecord, MarkRecord, TrialRecord
@@ -96,7 +97,7 @@ class Mirror:
 def sync(store: Store, *, offline: bool = False, resync: bool = False) -> Mirror:
     """The mirror of `store`, brought up to date first unless `offline`; `resync` makes it anew. Any number of processes
     may do so at once."""
-    folder = store.home / "mirror" / hashlib.sha256(store.name.encode()).hexdigest()[:16]
+    folder = mirrors(store.home) / hashlib.sha256(store.name.encode()).hexdigest()[:16]
     if not offline and store.missing:
         return _loaded(Segments(folder, VERSION))
     found = Segments.open(folder, VERSION)
