@@ -16,7 +16,9 @@ from typing import Any
 
 import ablate
 from ablate.check import LOSS, Say
+from ablate.ending import signals
 from ablate.errors import UserError
+from ablate.scratch import scratch
 from ablate.turns import MOST_STEPS, in_turns
 from registry import gate
 from registry.baseline import Arm, Noise
@@ -206,8 +208,9 @@ def checked_out(here: Path, ref: str) -> Iterator[tuple[Path, str]]:
     commit = _git(here, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}")
     if commit is None:
         raise UserError(f'--against: there is no revision "{ref}" in {here}')
-    with tempfile.TemporaryDirectory(prefix="ablate-against-", ignore_cleanup_errors=True) as folder:
-        tree = Path(folder) / "tree"
+    with signals(_leave), scratch("checkout") as folder:
+        tree = folder / "tree"
+        _git(here, "worktree", "prune")  # of those that a killed command left
         if _git(here, "worktree", "add", "--detach", "--quiet", str(tree), commit) is None:
             raise UserError(f"--against: git cannot check out {commit}")
         try:
@@ -215,6 +218,11 @@ def checked_out(here: Path, ref: str) -> Iterator[tuple[Path, str]]:
         finally:
             _git(here, "worktree", "remove", "--force", str(tree))
             _git(here, "worktree", "prune")
+
+
+def _leave(number: int, frame: object) -> None:
+    """End at a signal as at an error: the checkout and the sides are taken away."""
+    raise SystemExit(128 + number)
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

@@ -33,9 +33,9 @@ def clear(home: Path, *, days: float, retracted: bool, dry_run: bool) -> list[He
     """Throw away what can be made again and what nobody reads any more; with `dry_run` only say what that would be.
 
     Prepared corpora and compiled steps are made again when they are needed. Logs and checkpoints go once they are `days` old, files whose
-    writer was killed after a day, folders of Ray once their driver is dead. Downloaded corpora stay: they cannot be made again without a
-    network. With `retracted` the MLflow runs of retracted records are deleted (MLflow keeps deleted runs until `mlflow gc`); their marks
-    stay, so that a copy of such a record that comes in later is known to be retracted.
+    writer was killed after a day, folders of Ray and checkouts once their command is dead. Downloaded corpora stay: they cannot be made
+    again without a network. With `retracted` the MLflow runs of retracted records are deleted (MLflow keeps deleted runs until
+    `mlflow gc`); their marks stay, so that a copy of such a record that comes in later is known to be retracted.
 
     Raises:
         UserError: trials are running, which use all this.
@@ -51,7 +51,7 @@ def clear(home: Path, *, days: float, retracted: bool, dry_run: bool) -> list[He
         _throw(f"logs older than {days:g} days", _older((home / "logs").glob("*.log"), oldest), dry_run),
         _throw(f"checkpoints older than {days:g} days", _older((home / "checkpoints").glob("*"), oldest), dry_run),
         _throw("files that were never finished", _older((home / "spool").glob(UNFINISHED), time.time() - DAY), dry_run),
-        _throw("what Ray left of runs that were killed", abandoned(), dry_run),
+        _throw("what killed commands left", abandoned(), dry_run),
     ]
     if retracted:
         heaps.append(_runs(home, dry_run))

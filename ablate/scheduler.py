@@ -126,7 +126,7 @@ class _Run:
 
     def run(self) -> Outcome:
         self.writer.start()
-        with signals(self._interrupt), scratch() as self.scratch, self._multi_process_service():
+        with signals(self._interrupt), scratch("ray") as self.scratch, self._multi_process_service():
             others = set(psutil.Process().children(recursive=True))
             ray_thread = threading.Thread(target=self._ray, name="ray", daemon=True)
             ray_thread.start()

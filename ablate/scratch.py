@@ -1,4 +1,4 @@
-"""A folder for what a run of Ray writes, which nobody needs afterwards."""
+"""A folder for what a command writes while it runs and nobody needs afterwards."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal, get_args
 
 from ablate.lease import lease_folder
 from registry.locks import FileLock
 
-PREFIX = "ablate-ray-"
+Use = Literal["ray", "checkout"]
+"""Files of Ray and Tune; the checkout of another revision."""
 
 
 def abandoned() -> Iterator[Path]:
-    """The folders that killed drivers left, each locked while the caller has it."""
+    """The folders that killed processes left, each locked while the caller has it."""
     with _making():
-        for old in _root().glob(f"{PREFIX}*"):
+        for old in (path for use in get_args(Use) for path in _root().glob(f"ablate-{use}-*")):
             with contextlib.suppress(OSError):
                 lock = FileLock(old / "lock")
                 if lock.try_acquire():
@@ -29,12 +31,12 @@ def abandoned() -> Iterator[Path]:
 
 
 @contextmanager
-def scratch() -> Iterator[Path]:
-    """A folder for the files of Ray and Tune. Those that killed drivers left are removed."""
+def scratch(use: Use) -> Iterator[Path]:
+    """A folder for one use. Those that killed processes left are removed."""
     for old in abandoned():
         shutil.rmtree(old, ignore_errors=True)
     with _making():
-        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_root()))
+        folder = Path(tempfile.mkdtemp(prefix=f"ablate-{use}-", dir=_root()))
         ours = FileLock(folder / "lock")
         ours.acquire()
     try:

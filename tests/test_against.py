@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
+import signal
 import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import copied
+import psutil
 import pytest
 
 from ablate import against
@@ -101,6 +106,48 @@ def test_a_suite_that_the_revision_does_not_have_is_compared_and_a_side_that_fai
 def test_a_revision_that_is_not_there_is_named(home: Path, repository: Path, ref: str, says: str) -> None:
     code, printed, said = check(repository, "one-arm.yaml", f"--against={ref}")
     assert (code, printed) == (2, "") and says in said, said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_comparison_that_is_killed_leaves_no_process_and_no_checkout(
+    home: Path, repository: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    def checkouts() -> tuple[int, int]:
+        return len(list(temporary.glob("ablate-checkout-*"))), len(git(repository, "worktree", "list").splitlines())
+
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        temporary = Path(folder)
+        command = [sys.executable, "-m", "ablate", "check", "one-arm.yaml", "--against", "HEAD"]
+        path = os.pathsep.join([str(repository), os.environ.get("PYTHONPATH", "")])
+        options = {"env": os.environ | {"PYTHONPATH": path, "TMPDIR": folder}, "stderr": subprocess.PIPE, "text": True}
+        with subprocess.Popen(command, cwd=repository, **options) as driver:
+            assert driver.stderr is not None and "[1/1]" in driver.stderr.readline()
+            sides = psutil.Process(driver.pid).children()
+            assert (len(sides), checkouts()) == (2, (1, 2))
+            driver.send_signal(number)
+            killed = number == signal.SIGKILL
+            assert driver.wait(60) == (-number if killed else 128 + number)
+            assert (driver.stderr.read(), psutil.wait_procs(sides, 30)[1]) == ("", [])
+        assert checkouts() == ((1, 2) if killed else (0, 1))
+        monkeypatch.setattr("ablate.scratch._root", lambda: temporary)
+        with against.checked_out(repository, "HEAD"):
+            assert checkouts() == (1, 2)
+        assert checkouts() == (0, 1)
+
+
+BUSY = "import time, ablate.side as side; side.serve = lambda *_: print('busy', flush=True) or time.sleep(600); side.main()"
+STARTS_IT = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {BUSY!r}, '.']).wait()"
+
+
+def test_a_side_that_is_busy_ends_with_what_started_it() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", STARTS_IT], stderr=subprocess.PIPE, text=True, cwd=copied.ROOT
+    ) as comparison:
+        assert comparison.stderr is not None and comparison.stderr.readline() == "busy\n"
+        (side,) = psutil.Process(comparison.pid).children()
+        comparison.kill()
+    assert psutil.wait_procs([side], 30)[1] == []
 
 
 def test_code_that_is_in_no_checkout_has_no_revisions(home: Path, repository: Path) -> None:
