@@ -97,12 +97,12 @@ def gate() -> str:
         [
             one["condition"], f"`{one['metric']}`" if one["metric"] else "nothing", str(one["checks"]),
             *(_share(one[which][what]) for which in ("whole", "drawn") for what in ("found", "false", "undecided")),
-            str(one["looks"]), str(one["losses"]),
+            str(one["looks"]), str(one["losses"]), str(one["counts"]),
         ]
         for one in found["rows"]
     ]  # fmt: skip
     header = ["change", "to be found in", "whole checks", "found", "false regressions", "undecided", "drawn: found", "false regressions",
-              "undecided", "looks at the time", "seeds trained"]  # fmt: skip
+              "undecided", "looks at the time", "seeds trained", "counts"]  # fmt: skip
     return render.markdown(header, rows)
 
 

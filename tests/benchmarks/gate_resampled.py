@@ -60,7 +60,9 @@ def triples(checks: Iterable[Check]) -> np.ndarray:
     return np.array(found)
 
 
-def drawn(checks: Sequence[Check], looks: Sequence[np.ndarray], losses: np.ndarray, seed: int) -> list[dict[str, str]]:
+def drawn(
+    counts: Sequence[Mapping[str, Any]], looks: Sequence[np.ndarray], losses: np.ndarray, seed: int
+) -> list[dict[str, str]]:
     """The verdicts by metric of so many drawn checks."""
     generator = np.random.default_rng(seed)
     found = []
@@ -68,7 +70,7 @@ def drawn(checks: Sequence[Check], looks: Sequence[np.ndarray], losses: np.ndarr
         some = losses[generator.integers(len(losses), size=against.MORE_SEEDS)]
         old, new = (Drawn(generator, looks, some, new) for new in (False, True))
         sides: Any = (old, new)
-        counted = checks[generator.integers(len(checks))]["counts"]
+        counted = counts[generator.integers(len(counts))]
         before, after = ({name: pair[i] for name, pair in counted.items()} for i in (0, 1))
         loss, _ = against._loss(ARM, *sides, list(range(len(some))), 2, None, lambda text: None)
         time = against._time(ARM, *sides, lambda text: None)
@@ -89,24 +91,26 @@ def rates(verdicts: Sequence[Mapping[str, str]], metric: str | None) -> dict[str
 def summary(lines: Sequence[Check], planted: Mapping[str, str | None], more_loss: float) -> dict[str, Any]:
     """Of each condition, of which it is known in what metric it is `planted`: what whole checks said, and what drawn ones say.
 
-    The losses of "loss +1 %", which is `more_loss` times what rounding made of them, are looks at rounding, too.
+    Untimed checks are no whole ones, but their losses and counts are drawn from. The losses of "loss +1 %", which is `more_loss` times
+    what rounding made of them, are looks at rounding, too.
     """
     by_name = {name: [one for one in lines if one["condition"] == name] for name in planted}
     looks = {name: [np.array(look) for one in checks for look in one["looks"]] for name, checks in by_name.items()}
     rows = []
     for seed, (name, metric) in enumerate(planted.items()):
-        checks = by_name[name]
+        checks, counts = by_name[name], [one["counts"] for one in by_name[name]]
+        whole = [one for one in checks if not one.get("untimed")]
         pool = [look for other in SAME_STEP for look in looks[other]] if name in SAME_STEP else looks[name]
         losses = triples(checks)
         if name == "rounding":
             losses = np.concatenate((losses, triples(by_name["loss +1 %"]) / np.array([1.0, 1.0, more_loss])))
         rows.append(
             {
-                "condition": name, "metric": metric, "checks": len(checks), "looks": len(pool), "losses": len(losses),
+                "condition": name, "metric": metric, "checks": len(whole), "looks": len(pool), "losses": len(losses), "counts": len(counts),
                 "step": math.exp(float(np.mean([gate.trimmed(look)[0] for look in pool]))),
-                "whole": rates([one["verdicts"] for one in checks], metric),
-                "exit": dict(Counter(str(one["exit"]) for one in checks)),
-                "drawn": rates(drawn(checks, pool, losses, seed), metric),
+                "whole": rates([one["verdicts"] for one in whole], metric),
+                "exit": dict(Counter(str(one["exit"]) for one in whole)),
+                "drawn": rates(drawn(counts, pool, losses, seed), metric),
             }
         )  # fmt: skip
     machines = sorted(

@@ -1,12 +1,13 @@
 """How often does `ablate check` find what was planted, and how often does it call what was not there?
 
-    python tests/benchmarks/gate_study.py -o gate-study.jsonl [--checks 20] [--lanes 1] [--seconds 3600] [CONDITION ...]
+    python tests/benchmarks/gate_study.py -o gate-study.jsonl [--checks 20] [--untimed] [--lanes 1] [--seconds 3600] [CONDITION ...]
     python tests/benchmarks/gate_study.py -o gate-study.jsonl --summary gate-study.json
 
 Each condition is an edit of a copy of the package in a repository of its own, in which the whole command `ablate check --against HEAD`
 runs at nano; what its two sides measured is kept, a line a check. Each check has a learning rate of its own, so that no two are the same
-trainings. Lanes run at once, each on two cores that `--shared` of them have in common. The summary resamples whole checks from all that
-was measured (`gate_resampled.py`).
+trainings. With `--untimed` they do not look at the time, which takes the longest: that gives more losses and counts to draw from. Lanes
+run at once, each on two cores that `--shared` of them have in common. The summary resamples whole checks from all that was measured
+(`gate_resampled.py`).
 """
 
 from __future__ import annotations
@@ -154,7 +155,7 @@ def studied(rate: float, once: str | None) -> dict[str, Any]:
     findings = json.loads(out.getvalue())["findings"]
     return {
         "exit": code, "verdicts": {one["metric"]: one["verdict"] for one in findings}, "looks": looks, "losses": losses,
-        "counts": {one["metric"]: [one["before"], one["after"]] for one in findings if one["low"] is None},
+        "counts": {one["metric"]: [one["before"], one["after"]] for one in findings if one["before"] is not None and one["low"] is None},
     }  # fmt: skip
 
 
@@ -169,11 +170,13 @@ def sizes(lanes: list[Lane], pool: ThreadPoolExecutor, names: list[str]) -> dict
     return found
 
 
-def study(output: Path, names: list[str], checks: int, lanes: int, shared: int, seconds: float) -> None:
-    """Add checks to the file until each condition has so many, or the time is over."""
+def study(output: Path, names: list[str], checks: int, untimed: bool, lanes: int, shared: int, seconds: float) -> None:
+    """Add checks to the file until each condition has so many, `untimed` ones or whole ones, or the time is over."""
     ends, lock = time.monotonic() + seconds, threading.Lock()
     known = [json.loads(line) for line in output.read_text().splitlines()] if output.exists() else []
-    counts = {name: sum(one["condition"] == name for one in known) for name in names}
+    counts = {
+        name: sum(one["condition"] == name and one.get("untimed", False) == untimed for one in known) for name in names
+    }
     wanted: Iterator[tuple[int, str]] = iter(
         [(place, name) for place in range(checks) for name in names if place >= counts[name]]
     )
@@ -189,11 +192,13 @@ def study(output: Path, names: list[str], checks: int, lanes: int, shared: int, 
                 if not name:
                     return
                 began = time.monotonic()
-                found = lane.check(CONDITIONS[name].edits(size), 0.001 * (1.0 + place / 100))
+                found = lane.check(
+                    CONDITIONS[name].edits(size), 0.001 * (1.0 + place / 100), "count" if untimed else None
+                )
                 took = round(time.monotonic() - began, 1)
                 said = {
                     "condition": name, "place": place, "seconds": took, "load": round(os.getloadavg()[0], 1), "lanes": lanes,
-                    "shared": shared, "sizes": size, "machine": f"{platform.machine()}, {len(cores)} cores",
+                    "shared": shared, "sizes": size, "machine": f"{platform.machine()}, {len(cores)} cores", "untimed": untimed,
                     "at": datetime.now(UTC).isoformat(timespec="seconds"),
                 }  # fmt: skip
                 with lock, output.open("a", encoding="utf-8") as file:
@@ -208,6 +213,7 @@ def main() -> None:
     parser.add_argument("conditions", nargs="*", metavar="CONDITION", help=", ".join(CONDITIONS))
     parser.add_argument("-o", "--output", type=Path, default=Path("gate-study.jsonl"))
     parser.add_argument("--checks", type=int, default=20)
+    parser.add_argument("--untimed", action="store_true")
     parser.add_argument("--lanes", type=int, default=1)
     parser.add_argument("--shared", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=math.inf)
@@ -226,7 +232,13 @@ def main() -> None:
         given.summary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     else:
         study(
-            given.output, given.conditions or list(CONDITIONS), given.checks, given.lanes, given.shared, given.seconds
+            given.output,
+            given.conditions or list(CONDITIONS),
+            given.checks,
+            given.untimed,
+            given.lanes,
+            given.shared,
+            given.seconds,
         )
 
 
