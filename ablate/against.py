@@ -17,7 +17,7 @@ from typing import Any
 import ablate
 from ablate.check import LOSS, Say
 from ablate.ending import signals
-from ablate.errors import UserError
+from ablate.errors import Interrupted, UserError
 from ablate.scratch import scratch
 from ablate.turns import MOST_STEPS, in_turns
 from registry import gate
@@ -222,7 +222,7 @@ def checked_out(here: Path, ref: str) -> Iterator[tuple[Path, str]]:
 
 def _leave(number: int, frame: object) -> None:
     """End at a signal as at an error: the checkout and the sides are taken away."""
-    raise SystemExit(128 + number)
+    raise Interrupted(number, "nothing is kept")
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

@@ -45,13 +45,14 @@ def run(
     The counts of a step of arms that were `counted` before, by label, are taken from there.
 
     Raises:
-        UserError: trials that are missing because the run was interrupted.
+        Interrupted: by SIGINT or SIGTERM.
+        UserError: trials that no worker came to the end of.
     """
     ended = session.run(design, whole, options, home=home, started=started, say=say)
-    if not (ended.good or ended.interrupted):
+    if not ended.good:
         say("what failed is tried once more")  # a crowded machine is no regression
         ended = session.run(design, whole, replace(options, retry_failed=True), home=home, started=started, say=say)
-    if ended.interrupted or ended.missing:
+    if ended.missing:
         raise UserError("the suite is not complete: run it again")
     records = _records(ended, home)
     arms = {}

@@ -14,7 +14,7 @@ from typer.main import get_command
 
 from ablate import __version__
 from ablate.commands import INTERRUPTED, WRONG, app, refusal
-from ablate.errors import UserError
+from ablate.errors import Interrupted, UserError
 
 BROKEN_PIPE = 141
 TRAIN_EXTRA = ("torch", "ray", "datasets", "tokenizers")
@@ -48,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
+    except Interrupted as end:
+        print(f"interrupted; {end}", file=sys.stderr, flush=True)
+        os._exit(128 + end.number)  # Ray's threads may hold up an orderly end for a minute, and turn it into another
     except KeyboardInterrupt:
         return INTERRUPTED
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""The one error that is the user's to mend: the command line prints it as a single line and exits with 2."""
+"""What ends a command early: an error that is the user's to mend, printed as a single line, with exit code 2; and a signal."""
 
 from __future__ import annotations
 
@@ -14,6 +14,14 @@ DISK = FULL | {errno.EROFS, errno.EIO}
 
 class UserError(ValueError):
     """Wrong input. The message is one line: where, what, and what would be right."""
+
+
+class Interrupted(Exception):
+    """A signal came, and everything is left in order. The message is what is kept; the exit code is 128 more than the signal's number."""
+
+    def __init__(self, number: int, kept: str) -> None:
+        super().__init__(kept)
+        self.number = number
 
 
 def near_miss(word: str, known: Iterable[str]) -> str:

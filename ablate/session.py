@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ablate import render
 from ablate.design import Design
+from ablate.errors import Interrupted
 from ablate.plan import Plan, Row, make_plan
 from registry import Spool, Store
 from registry.record import DesignRecord, TrialRecord
@@ -26,12 +27,11 @@ class Options:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """How a run ended: the last plan, what was trained, whether trials are missing that should have been, and the signal that ended it."""
+    """How a run ended: the last plan, what was trained, and whether trials are missing that should have been."""
 
     plan: Plan
     ran: tuple[tuple[Row, TrialRecord], ...]
     missing: bool = False
-    interrupted: int | None = None
 
     @property
     def failed(self) -> list[TrialRecord]:
@@ -51,6 +51,7 @@ def run(
     """Train what is pending of `design`, a part of the `whole` that is declared; `say` hears how it goes.
 
     Raises:
+        Interrupted: by SIGINT or SIGTERM.
         UserError: a corpus that is missing or too small, a cluster that does not answer.
         StoreUnavailable: a tracking server that does not answer.
     """
@@ -83,10 +84,10 @@ def run(
         rows = {row.trial_id: row for row in plan.pending}
         ran += [(rows[record.trial_id], record) for record in outcome.records]
         tried |= rows.keys()
-        if outcome.interrupted or outcome.missing or plan.last:
-            return Ended(
-                plan=plan, ran=tuple(ran), missing=bool(outcome.missing), interrupted=outcome.interrupted
-            )  # fmt: skip
+        if outcome.interrupted:
+            raise Interrupted(outcome.interrupted, "what is finished is kept, and the same command goes on from there")
+        if outcome.missing or plan.last:
+            return Ended(plan=plan, ran=tuple(ran), missing=bool(outcome.missing))
 
 
 def _open(home: Path, declared: DesignRecord) -> Store:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ablate import environment
-from ablate.errors import UserError
+from ablate.errors import Interrupted, UserError
 from registry import Spool, Store
 from registry.locks import TrialLock
 from registry.lookup import as_record, find
@@ -20,11 +20,10 @@ from registry.verification import VERIFIABLE, claim, plain
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verified:
-    """The record that was put to the test, and the attempt to repeat it; without one, the signal that ended it or who was at it."""
+    """The record that was put to the test, and the attempt to repeat it; without one, whether another process was at it."""
 
     recorded: TrialRecord
     again: TrialRecord | None
-    interrupted: int | None = None
     elsewhere: bool = False
 
 
@@ -36,6 +35,7 @@ def verify(
     With `other_code` also by code that differs from what made the record.
 
     Raises:
+        Interrupted: by SIGINT or SIGTERM.
         UserError: the record says nothing that could be repeated, or here it would be another trial.
         LookupFailed: no such trial, or several.
         StoreUnavailable: a tracking server that does not answer.
@@ -77,10 +77,10 @@ def verify(
         )  # fmt: skip
     if outcome.waiting_in_spool:
         say("the record waits in the spool for the tracking store")
+    if outcome.interrupted:
+        raise Interrupted(outcome.interrupted, "nothing is recorded")
     again = outcome.records[0] if outcome.records else None
-    return Verified(
-        recorded=recorded, again=again, interrupted=outcome.interrupted, elsewhere=bool(outcome.elsewhere)
-    )  # fmt: skip
+    return Verified(recorded=recorded, again=again, elsewhere=bool(outcome.elsewhere))
 
 
 def chosen(mirror: Mirror, given: str) -> TrialRecord:

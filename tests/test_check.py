@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Collection
 from pathlib import Path
 from types import SimpleNamespace
@@ -133,6 +138,41 @@ def test_what_is_planted_is_found_and_what_changes_nothing_passes(
     assert code == 4 and "environment needs a new baseline: torch 1.0 -> " in said, said
 
 
+@pytest.mark.fire
+@pytest.mark.timeout(900)
+def test_git_bisect_finds_the_commit_by_the_command_of_the_readme(home: Path, tmp_path: Path) -> None:
+    """Of three commits after the good one, the second is worse."""
+    folder, good = copied.repository(tmp_path / "repository"), tmp_path / "good.json"
+
+    def git(*argv: str) -> str:
+        path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+        who = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+        done = subprocess.run(
+            ["git", *who, *argv],
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout.strip()
+
+    assert ablate(folder, "baseline", "save", "one-arm.yaml", "-o", str(good))[0] == 0
+    for step, old, new in (("same", RIGHT, SAME), ("worse", SAME, WORSE), ("other", "import torch\n", "import torch as torch\n")):
+        copied.Change("ablate/model.py", old, new).make(folder)
+        git("commit", "--quiet", "--all", "--message", step)
+    readme = (copied.ROOT / "README.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^git bisect run (sh -c '.*')$", readme, re.MULTILINE)
+    shell, flag, script = shlex.split(line)
+    script = script.replace("ablate check ci", f"{sys.executable} -m ablate check one-arm.yaml").replace(
+        "/tmp/good.json", str(good)
+    )
+    git("bisect", "start", "HEAD", "HEAD~3")
+    found = git("bisect", "run", shell, flag, script)
+    assert f"{git('rev-parse', 'bisect/bad')} is the first bad commit" in found, found
+    assert git("log", "-1", "--format=%s", "bisect/bad") == "worse"
+
+
 def test_what_failed_is_tried_once_more_before_it_is_held_against_the_code(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -140,7 +180,7 @@ def test_what_failed_is_tried_once_more_before_it_is_held_against_the_code(
 
     def run(design: object, whole: object, options: session.Options, **_: object) -> SimpleNamespace:
         asked.append(options.retry_failed)
-        return SimpleNamespace(good=len(asked) > 1, interrupted=None, missing=True)
+        return SimpleNamespace(good=len(asked) > 1, missing=True)
 
     monkeypatch.setattr(check.session, "run", run)
     with pytest.raises(UserError, match="run it again"):
@@ -161,7 +201,7 @@ def test_the_step_of_an_arm_that_was_counted_is_not_counted_again(monkeypatch: p
             )
             for row in plan.reported
         ]
-        return SimpleNamespace(good=True, interrupted=None, missing=False, plan=plan, ran=[(None, one) for one in said])
+        return SimpleNamespace(good=True, missing=False, plan=plan, ran=[(None, one) for one in said])
 
     def counted_now(row: Row, folder: Path) -> dict[str, float]:
         counted.append(row.trial.label)

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -339,6 +340,22 @@ def test_a_run_that_was_killed_goes_on_where_it_was(ablate, home: Path) -> None:
     assert {row["status"] for row in trials} == {"finished"}
     code, _, err = ablate("run", "quickstart", *SMALL, "--seeds", "3")
     assert sum("val_loss" in line for line in err.splitlines()) == 4
+
+
+@pytest.mark.fire
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_check_that_is_interrupted_is_no_regression(home: Path, number: signal.Signals) -> None:
+    """Its exit code says so, to CI and to `git bisect run`."""
+    baseline = ROOT / "results" / "baselines" / "ci-cpu.json"
+    command = [sys.executable, "-m", "ablate", "check", "ci", "--baseline", str(baseline)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as check:
+        assert check.stderr is not None
+        next(line for line in check.stderr if line.startswith("[1/15]"))
+        check.send_signal(number)
+        last = check.stderr.read().splitlines()[-1]
+    assert check.returncode == 128 + number
+    assert last == "interrupted; what is finished is kept, and the same command goes on from there"
 
 
 @pytest.mark.fire

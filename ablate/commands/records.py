@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Annotated
 
@@ -75,9 +74,6 @@ def verify(
     from registry.verification import frame
 
     ended = run_again(trial, home=home(), other_code=other_code, timeout=timeout, say=say)
-    if ended.interrupted:
-        say("interrupted; nothing is recorded")
-        os._exit(128 + ended.interrupted)  # as in `run`
     if ended.again is None:
         raise UserError(
             f"trial {ended.recorded.trial_id} was not trained: "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -114,9 +113,6 @@ def run(
     whole = expanded(suite, scale, settings, seeds, None, match, workers) if only else design
     options = session.Options(address=address, retry_failed=retry_failed, workers=workers, pack=pack, timeout=timeout)
     ended = session.run(design, whole, options, home=home(), started=started, say=say)
-    if ended.interrupted:
-        say("interrupted; what is finished is kept, and the same command goes on from there")
-        os._exit(128 + ended.interrupted)  # Ray's threads may hold up an orderly end for a minute
     for record in ended.failed:
         say(f"what a failed trial wrote: ablate logs {record.trial_id}")
     say(f"see the results with: ablate leaderboard {design.suite.name} --scale {design.scale}")
