@@ -158,7 +158,11 @@ def test_git_bisect_finds_the_commit_by_the_command_of_the_readme(home: Path, tm
         return done.stdout.strip()
 
     assert ablate(folder, "baseline", "save", "one-arm.yaml", "-o", str(good))[0] == 0
-    for step, old, new in (("same", RIGHT, SAME), ("worse", SAME, WORSE), ("other", "import torch\n", "import torch as torch\n")):
+    for step, old, new in (
+        ("same", RIGHT, SAME),
+        ("worse", SAME, WORSE),
+        ("other", "import torch\n", "import torch as torch\n"),
+    ):
         copied.Change("ablate/model.py", old, new).make(folder)
         git("commit", "--quiet", "--all", "--message", step)
     readme = (copied.ROOT / "README.md").read_text(encoding="utf-8")
