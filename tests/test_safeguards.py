@@ -53,7 +53,7 @@ def test_a_change_of_what_is_not_there_once_is_refused(old: str) -> None:
 
 
 (NAMED,) = [one for one in SAFEGUARDS if "numpy" in one.name]
-HARMLESS = Change("ablate/errors.py", "The one error that is the user's to mend", "An error")
+HARMLESS = Change("ablate/errors.py", "What ends a command early", "An error")
 BROKEN = Change("ablate/errors.py", "class UserError(ValueError):", "class UserError(NoSuchName):")
 
 
