@@ -183,6 +183,7 @@ def test_a_home_that_cannot_be_written_to(
             assert ablate("query", "SELECT count(*) AS n FROM trials", "--format", "csv") == (0, "n\n2\n", "")
         for argv in (["run", "quickstart"], ["speed", "quickstart"]):
             in_one_line(ablate(*argv), "read-only file system; set ABLATE_HOME to a folder that can be written to")
+        assert len(Store.open(home, create=False).trials()) == 2
     assert sorted(home.rglob("*")) == before
 
 
